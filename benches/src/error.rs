@@ -1,0 +1,55 @@
+//! What can go wrong in a benchmark: one line each, that names the object, the value and the remedy.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use forebay_api::client::ConnectError;
+use forebay_pipeline::{CoreError, WorkerError};
+
+/// Why there are no figures.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BenchError {
+    #[error("--cores: {0}")]
+    Cores(#[from] CoreError),
+    #[error("--cores {given:?}: {count} cores (the ring joins two: name two cores, such as 0,1)")]
+    RingCores { given: String, count: usize },
+    #[error("--size {size}: out of range (a frame over IPv{version} has {least} to {most} bytes)")]
+    Size { size: u16, version: u8, least: u16, most: u16 },
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("frame of {size_bytes} bytes: {reason}")]
+    Frame { size_bytes: usize, reason: String },
+    #[error("{what}: {source}")]
+    System { what: &'static str, source: std::io::Error },
+    #[error("the daemon under test ended ({status}) before it was ready: {tail}")]
+    Died { status: std::process::ExitStatus, tail: String },
+    #[error(
+        "the daemon under test was not ready after {} s (is the machine short of memory or cores?): {tail}",
+        waited.as_secs()
+    )]
+    NotReady { waited: Duration, tail: String },
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the daemon under test refused to {what}: {message} {tail}")]
+    Refused { what: &'static str, message: String, tail: String },
+    #[error("the daemon under test took more than {} s to {what}: {tail}", waited.as_secs())]
+    Slow { what: &'static str, waited: Duration, tail: String },
+    #[error("the figures cannot be trusted: {0}")]
+    Insane(String),
+    #[error("testpmd: {what}: {tail}")]
+    Testpmd { what: String, tail: String },
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    #[error("stopped by a signal")]
+    Stopped,
+}
+
+impl BenchError {
+    /// 2 where the words are wrong, 1 otherwise.
+    pub(crate) fn exit_status(&self) -> u8 {
+        match self {
+            Self::Cores(_) | Self::RingCores { .. } | Self::Size { .. } => 2,
+            _ => 1,
+        }
+    }
+}

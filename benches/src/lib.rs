@@ -1,0 +1,88 @@
+//! The benchmark harness behind `forebay bench`.
+//!
+//! It is a black box around the product: it starts the program that it is part of as a daemon of its own, with ports
+//! that need no hardware (a file of packets that is received for ever, and a device that swallows what is sent),
+//! drives it over the control API as any user would, and reports differences of the daemon's own counters. What it
+//! reports is thus what the product does, not what a loop made for the benchmark does.
+//! Invariant: no figure is reported from a run in which packets went uncounted; such a run is an error.
+//!
+//! The shortest complete run, for a test that has the binary (root, no huge pages needed):
+//! `forebay bench encap --seconds 0.3 --runs 1 --json`.
+
+mod args;
+mod child;
+mod daemon;
+mod error;
+mod figures;
+mod flows;
+mod machine;
+mod path;
+mod pcap;
+mod report;
+mod ring;
+mod sample;
+mod scenario;
+mod testpmd;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use crate::args::{PathArgs, RingArgs};
+use crate::error::BenchError;
+use crate::scenario::Direction;
+
+/// What to measure, and how.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Benchmark {
+    /// Measure packets of a tenant that are encapsulated and sent to the underlay.
+    Encap(PathArgs),
+    /// Measure packets of the underlay that are decapsulated and delivered to a tenant.
+    Decap(PathArgs),
+    /// Measure encap with so many flows that hardly a packet follows one of its own flow. This version looks every
+    /// packet up in the rule table, so this is encap with more flows.
+    Miss(PathArgs),
+    /// Measure a ring between two cores.
+    Ring(RingArgs),
+}
+
+/// Runs a benchmark and writes its figures to standard output. Exit status: 0 done, 1 it failed, 2 the words are wrong.
+pub fn run(args: BenchArgs) -> ExitCode {
+    match execute(&args.benchmark).and_then(|text| write(&text)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("forebay: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+/// Runs a benchmark; gives what is to be written.
+fn execute(benchmark: &Benchmark) -> Result<String, BenchError> {
+    // Asked before anything is pinned to a core.
+    let _ = forebay_pipeline::cores::available();
+    if cfg!(debug_assertions) {
+        eprintln!(
+            "forebay: this build is not optimised, its figures mean little (build with: cargo build --release)"
+        );
+    }
+    match benchmark {
+        Benchmark::Encap(args) => path::run("encap", &args.plan(Direction::Encap, 1)?),
+        Benchmark::Decap(args) => path::run("decap", &args.plan(Direction::Decap, 1)?),
+        Benchmark::Miss(args) => path::run("miss", &args.plan(Direction::Encap, args::MISS_FLOWS)?),
+        Benchmark::Ring(args) => ring::run(&args.plan()?),
+    }
+}
+
+fn write(text: &str) -> Result<(), BenchError> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        // The reader has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done.map_err(|source| BenchError::File { path: "standard output".into(), source }),
+    }
+}

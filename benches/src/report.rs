@@ -1,0 +1,277 @@
+//! The figures of the packet path as people and as programs read them.
+
+use std::fmt::Write as _;
+
+use forebay_pipeline::cores;
+use serde_json::{Map, Value, json};
+
+use crate::args::PathPlan;
+use crate::figures::{Spread, rounded};
+use crate::machine::Machine;
+use crate::path::Measured;
+use crate::sample::{QUANTILES, Run};
+
+/// A finished benchmark.
+#[derive(Debug)]
+pub(crate) struct PathReport<'a> {
+    pub name: &'static str,
+    pub plan: &'a PathPlan,
+    pub machine: Machine,
+    pub hugepages: bool,
+    pub measured: Measured,
+    /// Why the baseline that was asked for is not there.
+    pub baseline_missing: Option<String>,
+}
+
+impl PathReport<'_> {
+    fn spread(&self, figure: impl Fn(&Run) -> f64) -> Spread {
+        Spread::of(self.measured.runs.iter().map(figure))
+    }
+
+    /// Name, io and cycles per packet of each stage, in the order of the path.
+    fn stages(&self) -> Vec<(&str, bool, Spread)> {
+        let stages = self.measured.runs.first().map(|run| run.stages.as_slice()).unwrap_or_default();
+        let cycles =
+            |run: &Run, place: usize| run.stages.get(place).map_or(0.0, |stage| stage.cycles_per_packet);
+        let spread = |place| self.spread(|run| cycles(run, place));
+        stages
+            .iter()
+            .enumerate()
+            .map(|(place, stage)| (stage.name.as_str(), stage.io, spread(place)))
+            .collect()
+    }
+
+    /// Cycles per packet of testpmd, and how many times as many Forebay's worker needs.
+    fn baseline(&self) -> Option<(Spread, f64)> {
+        if self.measured.testpmd_cycles.is_empty() {
+            return None;
+        }
+        let cycles = Spread::of(self.measured.testpmd_cycles.iter().copied());
+        let own = self.spread(|run| run.worker_cycles_per_packet);
+        Some((cycles, own.median / cycles.median))
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let mut object = self.settings();
+        self.spread(|run| run.packets_per_second).put(&mut object, "packets_per_second", 0);
+        self.spread(|run| run.path_cycles_per_packet).put(&mut object, "path_cycles_per_packet", 2);
+        self.spread(|run| run.io_cycles_per_packet).put(&mut object, "io_cycles_per_packet", 2);
+        self.spread(|run| run.worker_cycles_per_packet).put(&mut object, "worker_cycles_per_packet", 2);
+        self.spread(|run| run.packets_per_call).put(&mut object, "packets_per_call", 1);
+        let mut stages = Map::new();
+        self.stages().iter().for_each(|(name, _, cycles)| cycles.put(&mut stages, name, 2));
+        object.insert("stages".to_owned(), stages.into());
+        let mut latency = Map::new();
+        for (place, (name, _)) in QUANTILES.iter().enumerate() {
+            self.spread(|run| run.latency_ns[place] as f64).put(&mut latency, name, 0);
+        }
+        object.insert("latency_ns".to_owned(), latency.into());
+        self.spread(|run| run.lost_packets() as f64).put(&mut object, "lost_packets", 0);
+        object.insert("lost".to_owned(), json!(self.lost()));
+        if let Some((cycles, ratio)) = self.baseline() {
+            cycles.put(&mut object, "testpmd_io_cycles_per_packet", 2);
+            object.insert("worker_cycles_over_testpmd".to_owned(), rounded(ratio, 3));
+        }
+        if let Some(reason) = &self.baseline_missing {
+            object.insert("testpmd_missing".to_owned(), reason.as_str().into());
+        }
+        object.insert("machine".to_owned(), self.machine.to_json());
+        Value::Object(object)
+    }
+
+    /// What was asked for.
+    fn settings(&self) -> Map<String, Value> {
+        let flows = self.plan.scenario.flows;
+        let settings = json!({
+            "benchmark": self.name,
+            "flows": flows.count,
+            "rules": flows.rules,
+            "size_bytes": flows.frame_bytes,
+            "tunnel": "vxlan",
+            "ipv6": flows.ipv6,
+            "cores": self.plan.cores,
+            "seconds": self.plan.duration.as_secs_f64(),
+            "runs": self.plan.runs,
+            "hugepages": self.hugepages,
+        });
+        match settings {
+            Value::Object(object) => object,
+            _ => Map::new(),
+        }
+    }
+
+    /// Drops of all runs, by port and reason.
+    fn lost(&self) -> std::collections::BTreeMap<&str, u64> {
+        let mut lost = std::collections::BTreeMap::new();
+        for (reason, count) in self.measured.runs.iter().flat_map(|run| &run.lost) {
+            *lost.entry(reason.as_str()).or_default() += count;
+        }
+        lost
+    }
+
+    pub(crate) fn to_text(&self) -> String {
+        let mut table = Table::new(self.title());
+        table.row("packets/s", self.spread(|run| run.packets_per_second), 0);
+        table.row("path cycles/packet", self.spread(|run| run.path_cycles_per_packet), 1);
+        self.stages().iter().filter(|(_, io, _)| !io).for_each(|(name, _, cycles)| table.part(name, *cycles));
+        table.row("io cycles/packet", self.spread(|run| run.io_cycles_per_packet), 1);
+        self.stages().iter().filter(|(_, io, _)| *io).for_each(|(name, _, cycles)| table.part(name, *cycles));
+        table.row("worker cycles/packet", self.spread(|run| run.worker_cycles_per_packet), 1);
+        table.row("packets/burst", self.spread(|run| run.packets_per_call), 1);
+        for (place, (name, _)) in QUANTILES.iter().enumerate() {
+            table.row(&format!("latency {name} ns"), self.spread(|run| run.latency_ns[place] as f64), 0);
+        }
+        table.row("lost packets", self.spread(|run| run.lost_packets() as f64), 0);
+        if let Some((cycles, ratio)) = self.baseline() {
+            table.row("testpmd cycles/packet", cycles, 1);
+            table.line(&format!("a packet costs Forebay's worker {ratio:.2} times what it costs testpmd"));
+        }
+        for (reason, count) in self.lost() {
+            table.line(&format!("lost: {count} packets of port {reason}"));
+        }
+        if let Some(reason) = &self.baseline_missing {
+            table.line(&format!("no baseline: {reason}"));
+        }
+        table.line(&self.machine.to_text());
+        table.text
+    }
+
+    fn title(&self) -> String {
+        let flows = self.plan.scenario.flows;
+        format!(
+            "{}: {}, {}, {} bytes, vxlan over {}, core {}, {} of {} s, {} pages",
+            self.name,
+            counted(flows.count, "flow"),
+            counted(flows.rules, "rule"),
+            flows.frame_bytes,
+            if flows.ipv6 { "IPv6" } else { "IPv4" },
+            cores::format(&self.plan.cores),
+            counted(self.plan.runs, "run"),
+            self.plan.duration.as_secs_f64(),
+            if self.hugepages { "huge" } else { "ordinary" },
+        )
+    }
+}
+
+fn counted(count: u32, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A table of figures: name, median, least, greatest.
+pub(crate) struct Table {
+    pub text: String,
+}
+
+impl Table {
+    pub(crate) fn new(title: String) -> Self {
+        let mut table = Self { text: title };
+        table.line(&format!("{:24}{:>14}{:>14}{:>14}", "", "median", "min", "max"));
+        table
+    }
+
+    pub(crate) fn row(&mut self, name: &str, spread: Spread, decimals: usize) {
+        let Spread { median, min, max } = spread;
+        // Writing to a text cannot fail.
+        let _ = write!(self.text, "\n{name:24}{median:>14.decimals$}{min:>14.decimals$}{max:>14.decimals$}");
+    }
+
+    fn part(&mut self, name: &str, cycles: Spread) {
+        self.row(&format!("  {name}"), cycles, 1);
+    }
+
+    pub(crate) fn line(&mut self, text: &str) {
+        self.text.push('\n');
+        self.text.push_str(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::flows::Flows;
+    use crate::sample::StageCost;
+    use crate::scenario::{Direction, Scenario};
+
+    fn run(cycles: f64, lost: u64) -> Run {
+        let stage = |name: &str, io| StageCost { name: name.to_owned(), io, cycles_per_packet: cycles };
+        Run {
+            packets_per_second: 1e9 / cycles,
+            path_cycles_per_packet: cycles,
+            io_cycles_per_packet: 2.0 * cycles,
+            worker_cycles_per_packet: 4.0 * cycles,
+            packets_per_call: 64.0,
+            stages: vec![stage("receive", true), stage("admit", false), stage("transmit", true)],
+            latency_ns: [10, 20, 30, 40],
+            lost: (lost > 0).then(|| ("vm1 no_rule".to_owned(), lost)).into_iter().collect(),
+            packets: 1000,
+        }
+    }
+
+    fn plan() -> PathPlan {
+        let flows = Flows { count: 1, rules: 1000, frame_bytes: 64, ipv6: false };
+        PathPlan {
+            scenario: Scenario { direction: Direction::Encap, flows },
+            cores: vec![1],
+            duration: Duration::from_secs(2),
+            runs: 3,
+            baseline: None,
+            json: true,
+        }
+    }
+
+    fn report(plan: &PathPlan, testpmd_cycles: Vec<f64>) -> PathReport<'_> {
+        let runs = vec![run(10.0, 0), run(30.0, 7), run(20.0, 0)];
+        let measured = Measured { runs, testpmd_cycles };
+        let machine = Machine::look();
+        PathReport { name: "encap", plan, machine, hugepages: false, measured, baseline_missing: None }
+    }
+
+    #[test]
+    fn json_has_the_promised_keys() {
+        let plan = plan();
+        let json = report(&plan, vec![40.0]).to_json();
+        for key in ["packets_per_second", "path_cycles_per_packet", "io_cycles_per_packet", "lost_packets"] {
+            for suffix in ["", "_min", "_max"] {
+                assert!(json[format!("{key}{suffix}")].is_number(), "{key}{suffix}");
+            }
+        }
+        assert_eq!(json["path_cycles_per_packet"], 20.0);
+        assert_eq!(
+            (&json["stages"]["admit_min"], &json["stages"]["admit_max"]),
+            (&json!(10.0), &json!(30.0))
+        );
+        assert_eq!((&json["latency_ns"]["p999"], &json["latency_ns"]["max_min"]), (&json!(30), &json!(40)));
+        assert_eq!((&json["lost_packets"], &json["lost_packets_max"]), (&json!(0), &json!(7)));
+        assert_eq!(json["lost"], json!({"vm1 no_rule": 7}));
+        assert_eq!(
+            (&json["testpmd_io_cycles_per_packet"], &json["worker_cycles_over_testpmd"]),
+            (&json!(40.0), &json!(2.0))
+        );
+        assert_eq!(
+            (&json["benchmark"], &json["rules"], &json["cores"]),
+            (&json!("encap"), &json!(1000), &json!([1]))
+        );
+        assert!(json["machine"]["load_average"].is_array());
+    }
+
+    #[test]
+    fn the_table_says_what_was_lost_and_what_is_missing() {
+        let plan = plan();
+        let mut report = report(&plan, Vec::new());
+        report.baseline_missing = Some("not installed".to_owned());
+        let text = report.to_text();
+        assert!(
+            text.starts_with("encap: 1 flow, 1000 rules, 64 bytes, vxlan over IPv4, core 1, 3 runs of 2 s"),
+            "{text}"
+        );
+        let row = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        assert_eq!(row("path cycles").split_whitespace().collect::<Vec<_>>()[2..], ["20.0", "10.0", "30.0"]);
+        assert!(
+            text.contains("lost: 7 packets of port vm1 no_rule")
+                && text.contains("no baseline: not installed")
+        );
+        assert!(!text.contains("testpmd cycles"), "{text}");
+    }
+}

@@ -1,0 +1,254 @@
+//! A rule in its typed form: parsed once from the control API's message, free of anything to check afterwards.
+
+use forebay_api::v1;
+use forebay_api::validate::MacAddr;
+use ipnet::IpNet;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// What matches, how it ranks, what is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The user's name for it, unique on the host.
+    pub id: Arc<str>,
+    /// Which packets the rule is asked about.
+    pub scope: Scope,
+    /// The highest wins.
+    pub priority: u32,
+    /// What must hold.
+    pub matches: Match,
+    /// What is done.
+    pub action: RuleAction,
+}
+
+/// Which packets a rule is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// What the VF of this name sends.
+    Egress(Arc<str>),
+    /// What tunnels bring to the uplinks.
+    Ingress(Ingress),
+}
+
+/// The tunnel of an ingress rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ingress {
+    /// Tunnel type and opaque field.
+    pub tunnel: Opaque,
+    /// Outer destination.
+    pub local: Option<IpAddr>,
+    /// Outer source.
+    pub remote: Option<IpNet>,
+    /// Name of the uplink.
+    pub uplink: Option<Arc<str>>,
+}
+
+/// A tunnel type with its opaque field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Opaque {
+    /// VXLAN with its VNI.
+    Vxlan(u32),
+}
+
+/// What must hold; `None` holds always.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// Destination MAC.
+    pub dst_mac: Option<MacAddr>,
+    /// Source MAC.
+    pub src_mac: Option<MacAddr>,
+    /// EtherType behind the VLAN tags.
+    pub ethertype: Option<u16>,
+    /// VLAN identifier of the outermost tag; 0 is untagged.
+    pub vlan: Option<u16>,
+    /// Source prefix.
+    pub src: Option<IpNet>,
+    /// Destination prefix.
+    pub dst: Option<IpNet>,
+    /// IP protocol.
+    pub proto: Option<u8>,
+    /// Source ports, inclusive.
+    pub src_port: Option<(u16, u16)>,
+    /// Destination ports, inclusive.
+    pub dst_port: Option<(u16, u16)>,
+    /// Differentiated services code point.
+    pub dscp: Option<u8>,
+}
+
+/// What is done with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuleAction {
+    /// Encapsulate, and send out of the uplink.
+    Forward(Forward),
+    /// Hand to a local port.
+    Deliver {
+        /// Its name.
+        port: Arc<str>,
+        /// Remove the outermost tag, if there is one.
+        pop_vlan: bool,
+        /// Push a tag with this VLAN.
+        push_vlan: Option<u16>,
+    },
+    /// Hand to the trusted software path.
+    Trap,
+    /// Drop, and count.
+    Drop,
+}
+
+/// How to encapsulate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Tunnel type and opaque field.
+    pub tunnel: Opaque,
+    /// Outer destination.
+    pub remote: IpAddr,
+    /// Outer source; the uplink's address where `None`.
+    pub source: Option<IpAddr>,
+    /// Outer TTL or hop limit.
+    pub ttl: u8,
+    /// Outer DSCP.
+    pub dscp: u8,
+    /// Replaces the inner destination MAC.
+    pub inner_dst_mac: Option<MacAddr>,
+    /// Push a tag with this VLAN onto the inner frame.
+    pub push_vlan: Option<u16>,
+}
+
+/// The default TTL of outer headers (RFC 1700).
+const DEFAULT_TTL: u8 = 64;
+
+/// A message that passed [`forebay_api::rule_check::canonical`] and yet has a field that does not parse.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("rule {id:?}: {field} is not in canonical form")]
+pub struct NotCanonical {
+    /// The rule.
+    pub id: String,
+    /// The field.
+    pub field: &'static str,
+}
+
+/// Parses a text field; empty is absent.
+fn text<T: FromStr>(text: &str, field: &'static str) -> Result<Option<T>, &'static str> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| field) }
+}
+
+fn number<T: TryFrom<u32>>(value: Option<u32>, field: &'static str) -> Result<Option<T>, &'static str> {
+    value.map(T::try_from).transpose().map_err(|_| field)
+}
+
+fn opaque(tunnel: Option<&v1::Tunnel>) -> Result<Opaque, &'static str> {
+    match tunnel.and_then(|tunnel| tunnel.kind.as_ref()) {
+        Some(v1::tunnel::Kind::Vxlan(vxlan)) => Ok(Opaque::Vxlan(vxlan.vni)),
+        None => Err("tunnel"),
+    }
+}
+
+fn ports(range: Option<&v1::PortRange>, field: &'static str) -> Result<Option<(u16, u16)>, &'static str> {
+    let Some(range) = range else { return Ok(None) };
+    match (range.first.try_into(), range.last.try_into()) {
+        (Ok(first), Ok(last)) => Ok(Some((first, last))),
+        _ => Err(field),
+    }
+}
+
+impl Rule {
+    /// Parses a message in canonical form.
+    ///
+    /// # Errors
+    /// A field that a canonical message cannot have.
+    pub fn from_canonical(message: &v1::Rule) -> Result<Rule, NotCanonical> {
+        let parse = || -> Result<Rule, &'static str> {
+            let scope = match &message.ingress {
+                Some(ingress) => Scope::Ingress(Ingress {
+                    tunnel: opaque(ingress.tunnel.as_ref())?,
+                    local: text(&ingress.local, "ingress.local")?,
+                    remote: text(&ingress.remote, "ingress.remote")?,
+                    uplink: (!ingress.uplink.is_empty()).then(|| ingress.uplink.as_str().into()),
+                }),
+                None => Scope::Egress(message.port.as_str().into()),
+            };
+            let matches =
+                message.r#match.as_ref().map(Match::from_canonical).transpose()?.unwrap_or_default();
+            let kind = message.action.as_ref().and_then(|action| action.kind.as_ref());
+            let action = RuleAction::from_canonical(kind.ok_or("action")?)?;
+            Ok(Rule { id: message.id.as_str().into(), scope, priority: message.priority, matches, action })
+        };
+        parse().map_err(|field| NotCanonical { id: message.id.clone(), field })
+    }
+}
+
+impl Match {
+    fn from_canonical(message: &v1::Match) -> Result<Match, &'static str> {
+        Ok(Match {
+            dst_mac: text(&message.dst_mac, "match.dst_mac")?,
+            src_mac: text(&message.src_mac, "match.src_mac")?,
+            ethertype: number(message.ethertype, "match.ethertype")?,
+            vlan: number(message.vlan, "match.vlan")?,
+            src: text(&message.src, "match.src")?,
+            dst: text(&message.dst, "match.dst")?,
+            proto: number(message.proto, "match.proto")?,
+            src_port: ports(message.src_port.as_ref(), "match.src_port")?,
+            dst_port: ports(message.dst_port.as_ref(), "match.dst_port")?,
+            dscp: number(message.dscp, "match.dscp")?,
+        })
+    }
+
+    /// The rule is about layer 2 by name: it decides even about what is trapped otherwise (ARP, ND, broadcast).
+    pub fn names_layer2(&self) -> bool {
+        self.dst_mac.is_some() || self.ethertype == Some(crate::wire::ethertype::ARP)
+    }
+}
+
+impl RuleAction {
+    fn from_canonical(kind: &v1::action::Kind) -> Result<RuleAction, &'static str> {
+        Ok(match kind {
+            v1::action::Kind::Forward(forward) => RuleAction::Forward(Forward {
+                tunnel: opaque(forward.tunnel.as_ref())?,
+                remote: text(&forward.remote, "action.forward.remote")?.ok_or("action.forward.remote")?,
+                source: text(&forward.source, "action.forward.source")?,
+                ttl: number(forward.ttl, "action.forward.ttl")?.unwrap_or(DEFAULT_TTL),
+                dscp: number(forward.dscp, "action.forward.dscp")?.unwrap_or(0),
+                inner_dst_mac: text(&forward.inner_dst_mac, "action.forward.inner_dst_mac")?,
+                push_vlan: number(forward.push_vlan, "action.forward.push_vlan")?,
+            }),
+            v1::action::Kind::Deliver(deliver) => RuleAction::Deliver {
+                port: deliver.port.as_str().into(),
+                pop_vlan: deliver.pop_vlan,
+                push_vlan: number(deliver.push_vlan, "action.deliver.push_vlan")?,
+            },
+            v1::action::Kind::Trap(_) => RuleAction::Trap,
+            v1::action::Kind::Drop(_) => RuleAction::Drop,
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The rule of one JSON line.
+    pub(crate) fn rule(json: &str) -> Rule {
+        let message = forebay_api::rule_json::parse_rule(json).unwrap();
+        Rule::from_canonical(&message).unwrap()
+    }
+
+    #[test]
+    fn the_rules_of_the_contract_parse() {
+        let e1 = rule(
+            r#"{"id":"e1","port":"vm1","priority":100,"match":{"dst":"10.1.0.2/32"},"action":{"forward":{"tunnel":"vxlan","vni":100,"remote":"192.0.2.2","inner_dst_mac":"02:00:00:00:01:02"}}}"#,
+        );
+        assert_eq!(e1.scope, Scope::Egress("vm1".into()));
+        let RuleAction::Forward(forward) = &e1.action else { panic!("not forward: {e1:?}") };
+        assert_eq!((forward.tunnel, forward.ttl, forward.dscp), (Opaque::Vxlan(100), 64, 0));
+        let e2 = rule(
+            r#"{"id":"e2","port":"vm1","priority":10,"match":{"dst":"10.9.0.0/16","proto":"tcp","dst_port":"8000-8999"},"action":"drop"}"#,
+        );
+        assert_eq!((e2.matches.proto, e2.matches.dst_port), (Some(6), Some((8000, 8999))));
+        assert!(!e2.matches.names_layer2());
+        let i1 = rule(
+            r#"{"id":"i1","ingress":{"tunnel":"vxlan","vni":100},"match":{"dst_mac":"02:00:00:00:01:01"},"action":{"deliver":{"port":"vm1"}}}"#,
+        );
+        assert!(i1.matches.names_layer2());
+    }
+}

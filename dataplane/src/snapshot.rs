@@ -1,0 +1,250 @@
+//! What the workers know: one immutable picture of ports, rules and tunnels, published by the control side.
+//!
+//! A worker looks at one snapshot for a whole burst. Nothing in it changes but the two kinds of atomics that are meant
+//! to: whether a port is up, and the MACs of neighbours.
+
+use crate::action::{PortId, TunnelRef};
+use crate::rules::key::KEY_WORDS;
+use crate::rules::pattern::INGRESS_WORDS;
+use crate::rules::table::Table;
+use crate::wire::vxlan::Template;
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The most ports of a host. Their numbers index the counters of each worker: 8,192 times 256 bytes are 2 MiB.
+pub const MAX_PORTS: usize = 8192;
+
+/// DPDK devices of a host: `RTE_MAX_ETHPORTS` of Debian's build.
+pub const MAX_DEVICES: usize = 32;
+
+/// One picture of ports, rules and tunnels.
+#[derive(Default)]
+pub struct Snapshot {
+    /// By port number.
+    pub ports: Vec<Option<Arc<PortEntry>>>,
+    /// By DPDK device number: who its packets belong to.
+    pub devices: [DeviceEntry; MAX_DEVICES],
+    /// By tunnel slot.
+    pub tunnels: Arc<Vec<Option<Arc<Tunnel>>>>,
+    /// The rules of the uplinks.
+    pub ingress: Arc<Table<INGRESS_WORDS>>,
+    /// The tunnels ([`crate::rules::pattern::opaque_bits`]) that some ingress rule names.
+    pub known_tunnels: Arc<HashSet<u64>>,
+}
+
+impl Snapshot {
+    /// The port of this number.
+    #[inline(always)]
+    pub fn port(&self, id: PortId) -> Option<&PortEntry> {
+        self.ports.get(id.index())?.as_deref()
+    }
+
+    /// The tunnel that a rule refers to, unless its slot belongs to another one by now.
+    #[inline(always)]
+    pub fn tunnel(&self, tunnel: TunnelRef) -> Option<&Tunnel> {
+        let entry = self.tunnels.get(tunnel.slot as usize)?.as_deref()?;
+        (entry.generation == tunnel.generation).then_some(entry)
+    }
+}
+
+/// Who the packets of a device belong to.
+#[derive(Clone, Default)]
+pub struct DeviceEntry {
+    /// The port of the device itself.
+    pub port: Option<PortId>,
+    /// The ports behind VLAN tags, by VLAN identifier; `None` where there are none.
+    pub vlans: Option<Arc<Vec<Option<PortId>>>>,
+}
+
+/// A port as the packet path sees it.
+pub struct PortEntry {
+    /// Its number.
+    pub id: PortId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The DPDK device behind it.
+    pub device: u16,
+    /// The VLAN that it is behind; 0 where the device is its own.
+    pub vlan: u16,
+    /// The largest layer-3 packet that it sends, in bytes.
+    pub mtu: u16,
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// It passes traffic. Written by the control side, read by the workers.
+    pub up: Arc<AtomicBool>,
+    /// What is special about its kind.
+    pub role: PortRole,
+}
+
+impl PortEntry {
+    /// Whether it passes traffic.
+    #[inline(always)]
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+}
+
+/// What is special about a kind of port.
+pub enum PortRole {
+    /// A tenant's.
+    Vf(VfEntry),
+    /// To the underlay.
+    Uplink(UplinkEntry),
+}
+
+/// A tenant's port.
+pub struct VfEntry {
+    /// The addresses that the tenant may use.
+    pub sources: Sources,
+    /// Answers every ARP and ND request.
+    pub gateway_mac: Option<[u8; 6]>,
+    /// What is trapped beyond the usual.
+    pub traps: crate::config::Traps,
+    /// Its rules.
+    pub rules: Arc<Table<KEY_WORDS>>,
+}
+
+/// An uplink.
+pub struct UplinkEntry {
+    /// Every address that the uplink answers for: its own, and the `local` ones of the ingress rules. Sorted.
+    pub locals: Vec<IpAddr>,
+    /// Its own IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its own IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl UplinkEntry {
+    /// Whether the uplink answers for an address.
+    #[inline]
+    pub fn answers_for(&self, address: IpAddr) -> bool {
+        let own = match address {
+            IpAddr::V4(address) => self.ipv4 == Some(address),
+            IpAddr::V6(address) => self.ipv6 == Some(address),
+        };
+        own || self.locals.binary_search(&address).is_ok()
+    }
+}
+
+/// A tenant's source prefixes, ready to compare.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    v4: Vec<(u32, u32)>,
+    v6: Vec<(u128, u128)>,
+}
+
+impl Sources {
+    /// From prefixes.
+    pub fn new(prefixes: &[ipnet::IpNet]) -> Sources {
+        let mut sources = Sources::default();
+        for prefix in prefixes {
+            match prefix {
+                ipnet::IpNet::V4(net) => sources.v4.push((net.network().into(), net.netmask().into())),
+                ipnet::IpNet::V6(net) => sources.v6.push((net.network().into(), net.netmask().into())),
+            }
+        }
+        sources
+    }
+
+    /// Whether the tenant may use this IPv4 address.
+    #[inline(always)]
+    pub fn allow_v4(&self, address: u32) -> bool {
+        self.v4.iter().any(|(network, mask)| address & mask == *network)
+    }
+
+    /// Whether the tenant may use this IPv6 address.
+    #[inline(always)]
+    pub fn allow_v6(&self, address: u128) -> bool {
+        self.v6.iter().any(|(network, mask)| address & mask == *network)
+    }
+}
+
+/// A tunnel: outer headers, and where they are sent.
+pub struct Tunnel {
+    /// Tells this tunnel from earlier ones in the same slot.
+    pub generation: u32,
+    /// The outer headers.
+    pub template: Template,
+    /// The port that it leaves through.
+    pub uplink: PortId,
+    /// The next hop's slot in the [`Neighbours`].
+    pub next_hop: u32,
+}
+
+/// The MACs of the underlay's next hops, by slot. Slots are given out by the control side, which also writes the MACs;
+/// workers read them, and mark what they used.
+pub struct Neighbours {
+    slots: Box<[AtomicU64]>,
+}
+
+/// A MAC is there.
+const RESOLVED: u64 = 1 << 63;
+/// A worker has used the slot since the control side last asked.
+const USED: u64 = 1 << 62;
+
+/// The most next hops of a host: 65,536 slots of 8 bytes are 512 KiB.
+pub const MAX_NEIGHBOURS: usize = 65_536;
+
+impl Default for Neighbours {
+    fn default() -> Self {
+        Neighbours { slots: (0..MAX_NEIGHBOURS).map(|_| AtomicU64::new(0)).collect() }
+    }
+}
+
+impl Neighbours {
+    /// The MAC of a next hop, if it is known. Worker side: marks the slot as used.
+    #[inline(always)]
+    pub fn resolve(&self, slot: u32) -> Option<[u8; 6]> {
+        let cell = self.slots.get(slot as usize)?;
+        let value = cell.load(Ordering::Relaxed);
+        if value & USED == 0 {
+            // Once per interval of the control side, not once per packet.
+            cell.fetch_or(USED, Ordering::Relaxed);
+        }
+        (value & RESOLVED != 0).then(|| crate::wire::mac_from_bits(value & !(RESOLVED | USED)))
+    }
+
+    /// Sets or clears the MAC of a slot. Control side.
+    pub fn set(&self, slot: u32, mac: Option<[u8; 6]>) {
+        let value = mac.map_or(0, |mac| crate::wire::mac_bits(mac) | RESOLVED);
+        if let Some(cell) = self.slots.get(slot as usize) {
+            cell.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a worker used the slot since the last call. Control side.
+    pub fn take_used(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_some_and(|cell| cell.fetch_and(!USED, Ordering::Relaxed) & USED != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_prefixes() {
+        let sources = Sources::new(&["10.1.0.1/32".parse().unwrap(), "fd00:1::/64".parse().unwrap()]);
+        assert!(sources.allow_v4(0x0a01_0001));
+        assert!(!sources.allow_v4(0x0a01_0002));
+        assert!(sources.allow_v6(0xfd00_0001_0000_0000_0000_0000_0000_0099));
+        assert!(!sources.allow_v6(0xfd00_0002_0000_0000_0000_0000_0000_0099));
+    }
+
+    #[test]
+    fn neighbours_resolve_and_remember_use() {
+        let neighbours = Neighbours::default();
+        assert!(!neighbours.take_used(7));
+        assert_eq!(neighbours.resolve(7), None);
+        assert!(neighbours.take_used(7));
+        neighbours.set(7, Some([2, 0, 0, 0, 0, 9]));
+        assert_eq!(neighbours.resolve(7), Some([2, 0, 0, 0, 0, 9]));
+        assert!(neighbours.take_used(7));
+        assert!(!neighbours.take_used(7));
+        neighbours.set(7, None);
+        assert_eq!(neighbours.resolve(7), None);
+        assert_eq!(neighbours.resolve(MAX_NEIGHBOURS as u32), None);
+    }
+}

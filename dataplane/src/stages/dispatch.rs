@@ -1,0 +1,372 @@
+//! Last stage: every packet leaves here, in exactly one way, and is counted.
+//!
+//! Packets are gathered by transmit queue and handed over in bursts. A device whose transmit queue belongs to another
+//! worker is reached through a ring to that worker. Traps go to the control side through a ring as well. Whatever is
+//! full costs the packet, with a reason; nobody waits.
+
+use super::ledger::{Class, Ledger, Origin};
+use super::parcel::{Parcel, Verdict};
+use super::parking::Parking;
+use super::vlan;
+use crate::action::PortId;
+use crate::control::notice::{Notice, Notices, Trapped};
+use crate::counters::DropReason;
+use crate::snapshot::{MAX_DEVICES, Neighbours, Snapshot};
+use forebay_pipeline::batch::{BATCH, Batch};
+use forebay_pipeline::counters::StageCounters;
+use forebay_pipeline::publish::Subscriber;
+use forebay_pipeline::ring::RingProducer;
+use forebay_pipeline::stage::Stage;
+use forebay_pipeline::tsc;
+use forebay_sriov::{Packet, PacketBurst, TxQueue};
+use std::sync::Arc;
+
+/// A packet that goes to a transmit queue of another worker, or comes from the control side.
+pub struct Handoff {
+    /// The packet, ready to be sent.
+    pub packet: Packet,
+    /// How it is to be counted.
+    pub origin: Origin,
+}
+
+/// The way to a device.
+pub enum Way {
+    /// This worker's own transmit queue.
+    Queue(TxQueue),
+    /// The worker of this number (an index into the rings) has the transmit queue.
+    Worker(usize),
+}
+
+/// Packets on their way to one device.
+struct Lane {
+    way: Way,
+    burst: PacketBurst,
+    origins: Batch<Origin>,
+}
+
+/// The last stage.
+pub struct Dispatch {
+    snapshot: Subscriber<Snapshot>,
+    ledger: Ledger,
+    neighbours: Arc<Neighbours>,
+    notices: Notices,
+    traps: RingProducer<Trapped>,
+    parking: Parking,
+    lanes: [Option<Box<Lane>>; MAX_DEVICES],
+    /// Lanes that hold packets: a bit per device.
+    filled: u32,
+    handoffs: Vec<Option<RingProducer<Handoff>>>,
+    transmit: Arc<StageCounters>,
+    /// Cycles of this call that went to devices: they are not the stage's own.
+    io_cycles: u64,
+}
+
+/// What a [`Dispatch`] is made of.
+pub struct DispatchParts {
+    /// The snapshots.
+    pub snapshot: Subscriber<Snapshot>,
+    /// The worker's book.
+    pub ledger: Ledger,
+    /// The MACs of next hops.
+    pub neighbours: Arc<Neighbours>,
+    /// To the control side.
+    pub notices: Notices,
+    /// To the trusted software path.
+    pub traps: RingProducer<Trapped>,
+    /// To the other workers, by their number; none to itself.
+    pub handoffs: Vec<Option<RingProducer<Handoff>>>,
+    /// Counts what is handed to devices.
+    pub transmit: Arc<StageCounters>,
+}
+
+impl Dispatch {
+    /// A stage without devices.
+    pub fn new(parts: DispatchParts) -> Dispatch {
+        let parking = Parking::new(parts.ledger.clone());
+        Dispatch {
+            snapshot: parts.snapshot,
+            ledger: parts.ledger,
+            neighbours: parts.neighbours,
+            notices: parts.notices,
+            traps: parts.traps,
+            parking,
+            lanes: [const { None }; MAX_DEVICES],
+            filled: 0,
+            handoffs: parts.handoffs,
+            transmit: parts.transmit,
+            io_cycles: 0,
+        }
+    }
+
+    /// Looks at the newest snapshot from now on.
+    #[inline(always)]
+    pub fn refresh(&mut self) {
+        if self.snapshot.refresh() && !self.parking.is_empty() {
+            let snapshot = self.snapshot.current();
+            let is_there = |id| snapshot.port(id).is_some();
+            self.parking.retain(DropReason::PortDown, |origin| is_there(origin.from) && is_there(origin.to));
+        }
+    }
+
+    /// From now on `device` is reached that way.
+    pub fn attach(&mut self, device: u16, way: Way) {
+        if let Some(lane) = self.lanes.get_mut(usize::from(device)) {
+            *lane = Some(Box::new(Lane { way, burst: PacketBurst::new(), origins: Batch::new() }));
+        }
+    }
+
+    /// Forgets the way to a device. Its transmit queue is closed with it.
+    pub fn detach(&mut self, device: u16) {
+        self.flush();
+        if let Some(lane) = self.lanes.get_mut(usize::from(device)) {
+            *lane = None;
+        }
+    }
+
+    /// Packets that wait for a neighbour here.
+    pub fn waiting(&self) -> usize {
+        self.parking.len()
+    }
+
+    /// Sends what waited for a neighbour that is known by now. Returns the number of packets that left.
+    #[inline(always)]
+    pub fn look_after_parking(&mut self) -> usize {
+        let Dispatch {
+            parking,
+            neighbours,
+            snapshot,
+            lanes,
+            filled,
+            ledger,
+            handoffs,
+            transmit,
+            io_cycles,
+            ..
+        } = self;
+        let mut out = Out { lanes, filled, ledger, handoffs, transmit, io_cycles };
+        let left = parking.look(neighbours, |mut packet, origin, mac| {
+            set_next_hop(&mut packet, mac);
+            out.put(snapshot.current(), packet, origin);
+        });
+        if left > 0 {
+            self.flush();
+        }
+        left
+    }
+
+    /// Sends what waits for a next hop that has just become known, before a packet that would overtake it.
+    #[cold]
+    #[inline(never)]
+    fn send_waiting_first(&mut self) {
+        self.parking.hurry();
+        self.look_after_parking();
+    }
+
+    /// Sends what another worker or the control side hands over.
+    pub fn take_over(&mut self, batch: &mut Batch<Handoff>) {
+        for Handoff { origin, .. } in batch.iter().filter(|handoff| handoff.origin.is_received()) {
+            self.ledger.taken(origin.from);
+        }
+        let (snapshot, mut out) = self.split();
+        for Handoff { packet, origin } in batch.drain(..) {
+            out.put_ready(snapshot, packet, origin);
+        }
+        self.flush();
+    }
+
+    fn split(&mut self) -> (&Snapshot, Out<'_>) {
+        let Dispatch { snapshot, lanes, filled, ledger, handoffs, transmit, io_cycles, .. } = self;
+        (snapshot.current(), Out { lanes, filled, ledger, handoffs, transmit, io_cycles })
+    }
+
+    /// Hands every gathered packet to its device.
+    pub fn flush(&mut self) {
+        let (_, mut out) = self.split();
+        out.flush();
+    }
+
+    /// Cycles that the last calls spent in devices; starts again from zero.
+    pub fn take_io_cycles(&mut self) -> u64 {
+        std::mem::take(&mut self.io_cycles)
+    }
+
+    /// Accounts for everything that is held, after a panic or at the end.
+    pub fn abandon(&mut self, reason: DropReason) {
+        self.parking.clear(reason);
+        for lane in self.lanes.iter_mut().flatten() {
+            for origin in lane.origins.drain(..) {
+                self.ledger.refused(&origin, reason);
+            }
+            lane.burst.clear();
+        }
+        self.filled = 0;
+    }
+
+    fn trap(&mut self, port: PortId, packet: Packet) {
+        let mut batch = Batch::new();
+        batch.push(Trapped { port, packet });
+        match self.traps.push(&mut batch) {
+            1 => self.ledger.trapped(port),
+            _ => self.ledger.dropped(port, DropReason::RingFull),
+        }
+    }
+}
+
+/// Writes the MAC that an encapsulated packet lacks.
+#[inline(always)]
+fn set_next_hop(packet: &mut Packet, mac: [u8; 6]) {
+    if let Some(field) = packet.data_mut().first_chunk_mut::<6>() {
+        *field = mac;
+    }
+}
+
+/// The part of the stage that packets leave through.
+struct Out<'a> {
+    lanes: &'a mut [Option<Box<Lane>>; MAX_DEVICES],
+    filled: &'a mut u32,
+    ledger: &'a Ledger,
+    handoffs: &'a mut Vec<Option<RingProducer<Handoff>>>,
+    transmit: &'a StageCounters,
+    io_cycles: &'a mut u64,
+}
+
+impl Out<'_> {
+    /// Puts a packet on its way through `origin.to`, under the tag of a port that is behind one.
+    #[inline(always)]
+    fn put(&mut self, snapshot: &Snapshot, mut packet: Packet, mut origin: Origin) {
+        let vlan = snapshot.port(origin.to).map_or(0, |port| port.vlan);
+        if vlan != 0 {
+            if !vlan::push(&mut packet, vlan) {
+                self.ledger.refused(&origin, DropReason::NoBuffer);
+                return;
+            }
+            origin.bytes += crate::wire::VLAN_TAG_BYTES as u32;
+        }
+        self.put_ready(snapshot, packet, origin);
+    }
+
+    #[inline(always)]
+    fn put_ready(&mut self, snapshot: &Snapshot, packet: Packet, origin: Origin) {
+        let device = match snapshot.port(origin.to) {
+            Some(port) if port.is_up() => usize::from(port.device),
+            _ => return self.ledger.refused(&origin, DropReason::PortDown),
+        };
+        let Some(Some(lane)) = self.lanes.get_mut(device) else {
+            return self.ledger.refused(&origin, DropReason::PortDown);
+        };
+        if let Way::Queue(queue) = &lane.way
+            && packet.len() > queue.longest_frame_bytes() as usize
+        {
+            return self.ledger.refused(&origin, DropReason::TooBig);
+        }
+        if lane.burst.push(packet).is_err() {
+            // Cannot be: a full lane is emptied below.
+            return self.ledger.refused(&origin, DropReason::TxFull);
+        }
+        lane.origins.push(origin);
+        *self.filled |= 1 << device;
+        if lane.origins.len() == BATCH {
+            self.flush_lane(device);
+        }
+    }
+
+    fn flush(&mut self) {
+        while *self.filled != 0 {
+            self.flush_lane(self.filled.trailing_zeros() as usize);
+        }
+    }
+
+    fn flush_lane(&mut self, device: usize) {
+        *self.filled &= !(1 << device);
+        let Some(Some(lane)) = self.lanes.get_mut(device) else { return };
+        match &mut lane.way {
+            Way::Queue(queue) => {
+                let before = tsc::now();
+                let offered = lane.burst.len();
+                let sent = queue.transmit(&mut lane.burst);
+                let cycles = tsc::now() - before;
+                *self.io_cycles += cycles;
+                self.transmit.record(offered as u64, cycles);
+                let (done, refused) = lane.origins.split_at(sent.min(offered));
+                done.iter().for_each(|origin| self.ledger.transmitted(origin));
+                refused.iter().for_each(|origin| self.ledger.refused(origin, DropReason::TxFull));
+                lane.burst.clear();
+                lane.origins.clear();
+            }
+            Way::Worker(number) => {
+                let mut batch: Batch<Handoff> = lane
+                    .burst
+                    .drain()
+                    .zip(lane.origins.drain(..))
+                    .map(|(packet, origin)| Handoff { packet, origin })
+                    .collect();
+                for Handoff { origin, .. } in batch.iter().filter(|handoff| handoff.origin.is_received()) {
+                    self.ledger.handed(origin.from);
+                }
+                if let Some(Some(ring)) = self.handoffs.get_mut(*number) {
+                    ring.push(&mut batch);
+                }
+                // What the ring did not take counts as taken back.
+                for Handoff { origin, .. } in batch.drain(..) {
+                    if origin.is_received() {
+                        self.ledger.taken(origin.from);
+                    }
+                    self.ledger.refused(&origin, DropReason::RingFull);
+                }
+            }
+        }
+    }
+}
+
+impl Stage<Parcel> for Dispatch {
+    const NAME: &'static str = "dispatch";
+
+    fn process(&mut self, batch: &mut Batch<Parcel>) {
+        for Parcel { mut packet, meta } in batch.drain(..) {
+            let bytes = packet.len() as u32;
+            let from = meta.port;
+            match meta.verdict {
+                Verdict::Send { uplink, next_hop } => {
+                    let origin = Origin { from, to: uplink, class: Class::Sent, bytes };
+                    match self.neighbours.resolve(next_hop) {
+                        Some(mac) => {
+                            if self.parking.waits_for(next_hop) {
+                                self.send_waiting_first();
+                            }
+                            set_next_hop(&mut packet, mac);
+                            let (snapshot, mut out) = self.split();
+                            out.put(snapshot, packet, origin);
+                        }
+                        None if self.parking.park(packet, origin, next_hop) => {
+                            self.notices.tell(Notice::Unresolved { slot: next_hop });
+                        }
+                        None => {}
+                    }
+                }
+                Verdict::Deliver(to) => {
+                    let origin = Origin { from, to, class: Class::Delivered, bytes };
+                    let (snapshot, mut out) = self.split();
+                    out.put(snapshot, packet, origin);
+                }
+                Verdict::Answer(reason) => {
+                    match reason {
+                        Some(reason) => self.ledger.dropped(from, reason),
+                        None => self.ledger.local(from),
+                    }
+                    let origin = Origin { from, to: from, class: Class::Originated, bytes };
+                    let (snapshot, mut out) = self.split();
+                    out.put(snapshot, packet, origin);
+                }
+                Verdict::Trap => {
+                    packet.trim_front(usize::from(meta.inner_offset));
+                    self.trap(from, packet);
+                }
+                Verdict::Local => self.ledger.local(from),
+                Verdict::Drop(reason) => self.ledger.dropped(from, reason),
+                // No stage before this one leaves a packet undecided.
+                Verdict::Open | Verdict::Act(_) => self.ledger.dropped(from, DropReason::NoRule),
+            }
+        }
+        self.flush();
+    }
+}

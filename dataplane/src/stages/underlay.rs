@@ -1,0 +1,247 @@
+//! Admission of what an uplink receives: outer headers, the host's own ARP, ND and echo, and the tunnel's header.
+
+use super::admit::{answer, answer_echo, make_contiguous};
+use super::parcel::{Meta, Verdict};
+use crate::control::notice::{Notice, Notices};
+use crate::counters::DropReason;
+use crate::rules::pattern::ingress_words;
+use crate::rules::rule::Opaque;
+use crate::snapshot::{PortEntry, UplinkEntry};
+use crate::wire::frame::{Fragment, Frame, Network, WINDOW_BYTES};
+use crate::wire::{self, UDP_BYTES, arp, be16, checksum, nd, protocol, vxlan};
+use forebay_sriov::Packet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// How much of a tunnelled packet is made contiguous: the window of the inner frame behind the outer headers (an outer
+/// IPv4 header may have 40 bytes of options, and four tags may precede it).
+const TUNNEL_WINDOW_BYTES: usize = WINDOW_BYTES + 128;
+
+/// Admits what uplinks receive.
+pub struct Underlay {
+    notices: Notices,
+}
+
+impl Underlay {
+    /// Reports to the control side what neighbours say.
+    pub fn new(notices: Notices) -> Underlay {
+        Underlay { notices }
+    }
+
+    /// Decides about one packet of an uplink.
+    #[inline(always)]
+    pub fn admit(&mut self, port: &PortEntry, uplink: &UplinkEntry, packet: &mut Packet, meta: &mut Meta) {
+        if !make_contiguous(packet, TUNNEL_WINDOW_BYTES) {
+            meta.verdict = Verdict::Drop(DropReason::NoBuffer);
+            return;
+        }
+        let length = packet.len();
+        let window = packet.data();
+        let Ok(outer) = Frame::parse(&window[..window.len().min(WINDOW_BYTES)], length) else {
+            meta.verdict = Verdict::Drop(DropReason::Malformed);
+            return;
+        };
+        meta.frame = outer;
+        let own = outer.key.dst_mac() == wire::mac_bits(port.mac);
+        let group = outer.key.dst_mac() >> 40 & 1 != 0;
+        if outer.key.src_mac() >> 40 & 1 != 0 {
+            // No station has such an address; an answer to it would go to a group.
+            meta.verdict = Verdict::Drop(DropReason::Malformed);
+            return;
+        }
+        if outer.vlan_tags != 0 || !(own || group) {
+            meta.verdict = Verdict::Drop(DropReason::NotLocal);
+            return;
+        }
+        let local = addresses(&outer).is_some_and(|(_, dst)| uplink.answers_for(dst));
+        meta.verdict = if own && local && is_vxlan(&outer) {
+            match open_tunnel(packet, meta, &outer, port) {
+                Ok(()) => return,
+                Err(reason) => Verdict::Drop(reason),
+            }
+        } else {
+            self.admit_other(port, uplink, packet, meta, local)
+        };
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn admit_other(
+        &mut self,
+        port: &PortEntry,
+        uplink: &UplinkEntry,
+        packet: &mut Packet,
+        meta: &mut Meta,
+        local: bool,
+    ) -> Verdict {
+        let frame = meta.frame;
+        let own = frame.key.dst_mac() == wire::mac_bits(port.mac);
+        match frame.network {
+            Network::Arp => return self.admit_arp(port, uplink, packet, meta),
+            Network::Ipv6 if frame.key.proto() == protocol::ICMPV6 => {
+                let kind = packet.data().get(usize::from(frame.l4_offset)).copied().unwrap_or(0);
+                if matches!(kind, nd::SOLICITATION | nd::ADVERTISEMENT) && frame.l4_offset != 0 {
+                    return self.admit_nd(port, uplink, packet, meta);
+                }
+            }
+            Network::Other => return Verdict::Drop(DropReason::NotLocal),
+            Network::Ipv4 | Network::Ipv6 => {}
+        }
+        if !own || !local {
+            return Verdict::Drop(DropReason::NotLocal);
+        }
+        if frame.fragment != Fragment::Whole {
+            return Verdict::Drop(DropReason::OuterFragment);
+        }
+        // An echo reply must not be larger than the question, nor go to a group.
+        let answerable = addresses(&frame).is_some_and(|(src, _)| is_host(src));
+        if answerable && let Some(verdict) = answer_echo(packet, &frame) {
+            return verdict;
+        }
+        Verdict::Drop(DropReason::UnknownTunnel)
+    }
+
+    fn admit_arp(
+        &mut self,
+        port: &PortEntry,
+        uplink: &UplinkEntry,
+        packet: &mut Packet,
+        meta: &Meta,
+    ) -> Verdict {
+        let Some(arp) = arp::Arp::parse(packet.data(), usize::from(meta.frame.l3_offset)) else {
+            return Verdict::Drop(DropReason::Malformed);
+        };
+        if wire::is_multicast_mac(arp.sender_mac) || arp.sender_mac == port.mac {
+            return Verdict::Drop(DropReason::Malformed);
+        }
+        if !arp.sender_ip.is_unspecified() {
+            self.notices.tell(Notice::Seen {
+                uplink: port.id,
+                address: IpAddr::V4(arp.sender_ip),
+                mac: arp.sender_mac,
+            });
+        }
+        if arp.operation == arp::REQUEST && uplink.answers_for(IpAddr::V4(arp.target_ip)) {
+            return answer(packet, meta, &arp.answer(port.mac).frame(port.mac, arp.sender_mac));
+        }
+        Verdict::Local
+    }
+
+    fn admit_nd(
+        &mut self,
+        port: &PortEntry,
+        uplink: &UplinkEntry,
+        packet: &mut Packet,
+        meta: &Meta,
+    ) -> Verdict {
+        let (l3, l4) = (usize::from(meta.frame.l3_offset), usize::from(meta.frame.l4_offset));
+        let end = l3 + meta.frame.l3_bytes as usize;
+        let Some(neighbor) = nd::Neighbor::parse(packet.data(), l3, l4, end) else {
+            return Verdict::Drop(DropReason::Malformed);
+        };
+        let (address, is_question) = match neighbor.kind {
+            nd::SOLICITATION => (neighbor.src, uplink.answers_for(IpAddr::V6(neighbor.target))),
+            _ => (neighbor.target, false),
+        };
+        if let Some(mac) = neighbor.link_layer
+            && !wire::is_multicast_mac(mac)
+            && !address.is_unspecified()
+        {
+            self.notices.tell(Notice::Seen { uplink: port.id, address: IpAddr::V6(address), mac });
+        }
+        if !is_question {
+            return Verdict::Local;
+        }
+        let mut reply = neighbor.answer(port.mac);
+        let mut to = wire::mac_from_bits(meta.frame.key.src_mac());
+        if neighbor.src.is_unspecified() {
+            // Duplicate address detection: the answer goes to all nodes (RFC 4861, section 7.2.4).
+            reply.dst = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+            reply.solicited = false;
+            to = nd::multicast_mac(reply.dst);
+        }
+        answer(packet, meta, &reply.frame(port.mac, to))
+    }
+}
+
+#[inline(always)]
+fn addresses(frame: &Frame) -> Option<(IpAddr, IpAddr)> {
+    if let Some((src, dst)) = frame.key.ipv4() {
+        return Some((IpAddr::V4(Ipv4Addr::from(src)), IpAddr::V4(Ipv4Addr::from(dst))));
+    }
+    let (src, dst) = frame.key.ipv6()?;
+    Some((IpAddr::V6(Ipv6Addr::from(src)), IpAddr::V6(Ipv6Addr::from(dst))))
+}
+
+/// An address that one host can have: packets from any other are not believed.
+#[inline(always)]
+fn is_host(address: IpAddr) -> bool {
+    let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    !(address.is_unspecified() || address.is_multicast() || address.is_loopback() || broadcast)
+}
+
+#[inline(always)]
+fn is_vxlan(outer: &Frame) -> bool {
+    outer.fragment == Fragment::Whole
+        && outer.key.proto() == protocol::UDP
+        && outer.key.ports().is_some_and(|(_, dst)| dst == vxlan::UDP_PORT)
+}
+
+/// Looks behind the outer headers: fills in the inner frame and the words of the ingress rules.
+#[inline(always)]
+fn open_tunnel(
+    packet: &mut Packet,
+    meta: &mut Meta,
+    outer: &Frame,
+    port: &PortEntry,
+) -> Result<(), DropReason> {
+    if !addresses(outer).is_some_and(|(src, _)| is_host(src)) {
+        return Err(DropReason::Malformed);
+    }
+    let l4 = usize::from(outer.l4_offset);
+    let udp_bytes = usize::from(be16(packet.data(), l4 + 4).unwrap_or(0));
+    if be16(packet.data(), l4 + 6) != Some(0) && !udp_checksum_is_right(packet, outer, l4, udp_bytes) {
+        return Err(DropReason::Malformed);
+    }
+    // Ethernet padding, or whatever stands behind the datagram, is not the tenant's.
+    packet.truncate(l4 + udp_bytes);
+    let window = packet.data();
+    let vni = vxlan::parse_vni(window, l4 + UDP_BYTES).ok_or(DropReason::Malformed)?;
+    let inner_offset = l4 + UDP_BYTES + vxlan::VXLAN_BYTES;
+    let inner_bytes = (l4 + udp_bytes).checked_sub(inner_offset).ok_or(DropReason::Malformed)?;
+    let inner = window.get(inner_offset..).ok_or(DropReason::Malformed)?;
+    let inner = Frame::parse(&inner[..inner.len().min(WINDOW_BYTES)], inner_bytes)
+        .map_err(|_| DropReason::Malformed)?;
+    if inner.key.src_mac() >> 40 & 1 != 0 {
+        return Err(DropReason::Malformed);
+    }
+    meta.inner_offset = inner_offset as u16;
+    meta.outer_ecn = outer.traffic_class & 3;
+    meta.words = ingress_words(&inner.key, &outer.key, Opaque::Vxlan(vni), port.id.0);
+    meta.frame = inner;
+    Ok(())
+}
+
+/// The UDP checksum over the datagram, summed unless the device has done so.
+#[cold]
+#[inline(never)]
+fn udp_checksum_is_right(packet: &Packet, outer: &Frame, l4: usize, udp_bytes: usize) -> bool {
+    let pseudo = match addresses(outer) {
+        Some((IpAddr::V4(src), IpAddr::V4(dst))) => {
+            checksum::pseudo_v4(src, dst, protocol::UDP, udp_bytes as u16)
+        }
+        Some((IpAddr::V6(src), IpAddr::V6(dst))) => {
+            checksum::pseudo_v6(src, dst, protocol::UDP, udp_bytes as u32)
+        }
+        _ => return false,
+    };
+    let mut sum = checksum::Segments::new(pseudo);
+    let (mut skip, mut left) = (l4, udp_bytes);
+    for segment in packet.segments() {
+        let from = skip.min(segment.len());
+        let until = (from + left).min(segment.len());
+        sum.add(&segment[from..until]);
+        skip -= from;
+        left -= until - from;
+    }
+    left == 0 && checksum::fold(sum.sum()) == 0
+}

@@ -1,0 +1,365 @@
+//! What a worker does in a round: receive, run the stages, dispatch.
+//!
+//! One [`PacketTask`] serves every layout: a worker has a *front* (receive, admit, classify), a *back* (transform, dispatch), or both. Where
+//! it has both, the stages are one chain of plain calls over the same batch; where it has one, a ring joins it to the
+//! others. Changes come from the control side as [`Command`]s between rounds.
+
+use crate::counters::DropReason;
+use crate::snapshot::MAX_DEVICES;
+use crate::stages::admit::Admit;
+use crate::stages::classify::Classify;
+use crate::stages::dispatch::{Dispatch, Handoff, Way};
+use crate::stages::ledger::Ledger;
+use crate::stages::parcel::Parcel;
+use crate::stages::receive::Receive;
+use crate::stages::transform::Transform;
+use forebay_pipeline::batch::{BATCH, Batch};
+use forebay_pipeline::counters::{Histogram, StageCounters};
+use forebay_pipeline::ring::{RingConsumer, RingProducer};
+use forebay_pipeline::stage::{Chain, Stage};
+use forebay_pipeline::tsc;
+use forebay_pipeline::worker::{Round, Task};
+use forebay_sriov::{Eal, RegisteredThread, RxQueue};
+use std::cell::RefCell;
+use std::sync::Arc;
+
+/// What the control side asks of a worker.
+pub enum Command {
+    /// Poll this queue.
+    Receive(RxQueue),
+    /// Reach the device that way.
+    Reach {
+        /// The DPDK device.
+        device: u16,
+        /// How.
+        way: Way,
+    },
+    /// Let go of every queue of a device.
+    Release {
+        /// The DPDK device.
+        device: u16,
+    },
+}
+
+/// Batches taken from each ring per round: as many as a device can bring.
+const BATCHES_PER_ROUND: usize = 4;
+
+/// Receive, admit, classify; then to the backs.
+pub struct Front {
+    /// The receive queues.
+    pub receive: Receive,
+    /// The stages.
+    pub chain: Chain<(Admit, Classify)>,
+    /// The rings to the backs; one flow always takes the same.
+    pub backs: Vec<RingProducer<Parcel>>,
+    /// The worker's book.
+    pub ledger: Ledger,
+}
+
+/// Transform and dispatch.
+pub struct Back {
+    /// The stage.
+    pub chain: Chain<(Transform,)>,
+    /// What every worker with transmit queues has.
+    pub exit: Exit,
+    /// The rings from the fronts.
+    pub fronts: Vec<RingConsumer<Parcel>>,
+    /// The worker's book.
+    pub ledger: Ledger,
+}
+
+/// All stages.
+pub struct Fused {
+    /// The receive queues.
+    pub receive: Receive,
+    /// The stages.
+    pub chain: Chain<(Admit, Classify, Transform)>,
+    /// The way out.
+    pub exit: Exit,
+    /// The worker's book.
+    pub ledger: Ledger,
+}
+
+/// The way out: the last stage, and what comes from the side.
+pub struct Exit {
+    /// The last stage.
+    pub dispatch: Dispatch,
+    /// Its figures, without what devices took.
+    pub counters: Arc<StageCounters>,
+    /// Nanoseconds from after receive to after transmit, per packet.
+    pub residence_ns: Arc<Histogram>,
+    /// From other workers and the control side.
+    pub handoffs: Vec<RingConsumer<Handoff>>,
+    /// Room for them.
+    pub batch: Box<Batch<Handoff>>,
+}
+
+impl Exit {
+    /// Sends what a batch became. `entered` is when it had been received, `at` when the last stage ended.
+    #[inline(always)]
+    fn dispatch(&mut self, batch: &mut Batch<Parcel>, entered: u64, at: u64) {
+        let packets = batch.len() as u64;
+        self.dispatch.process(batch);
+        let now = tsc::now();
+        let io = self.dispatch.take_io_cycles();
+        self.counters.record(packets, now.saturating_sub(at + io));
+        self.residence_ns.record(tsc::to_ns(now.saturating_sub(entered)), packets);
+    }
+
+    /// Packets from other workers, and those whose neighbour has answered.
+    #[inline(always)]
+    fn serve_side(&mut self) -> usize {
+        let mut items = self.dispatch.look_after_parking();
+        for ring in &mut self.handoffs {
+            for _ in 0..BATCHES_PER_ROUND {
+                let taken = ring.pop(&mut self.batch);
+                if taken == 0 {
+                    break;
+                }
+                items += taken;
+                self.dispatch.take_over(&mut self.batch);
+            }
+        }
+        items
+    }
+
+    fn is_empty(&self) -> bool {
+        self.handoffs.iter().all(RingConsumer::is_empty)
+    }
+}
+
+/// The part of the pipeline that a worker runs.
+pub enum Part {
+    /// All of it.
+    Fused(Box<Fused>),
+    /// The first half.
+    Front(Box<Front>),
+    /// The second half.
+    Back(Box<Back>),
+}
+
+/// The work of a packet worker.
+pub struct PacketTask {
+    eal: Eal,
+    part: Part,
+    commands: RingConsumer<Command>,
+    command_batch: Box<Batch<Command>>,
+    batch: Box<Batch<Parcel>>,
+}
+
+thread_local! {
+    /// DPDK's registration of this worker's thread: its packet pool cache. Ends with the thread.
+    static REGISTERED: RefCell<Option<RegisteredThread>> = const { RefCell::new(None) };
+}
+
+impl PacketTask {
+    /// A task that runs `part` and obeys `commands`.
+    pub fn new(eal: Eal, part: Part, commands: RingConsumer<Command>) -> PacketTask {
+        PacketTask {
+            eal,
+            part,
+            commands,
+            command_batch: Box::new(Batch::new()),
+            batch: Box::new(Batch::new()),
+        }
+    }
+
+    /// Passes every stage to the newest snapshot, in every round: without traffic too, since the control side waits for
+    /// it, and again until each has passed, since none waits for the control side.
+    #[inline(always)]
+    fn refresh(&mut self) {
+        match &mut self.part {
+            Part::Fused(part) => {
+                let (admit, classify, transform) = part.chain.stages_mut();
+                part.receive.refresh();
+                admit.refresh();
+                classify.refresh();
+                transform.refresh();
+                part.exit.dispatch.refresh();
+            }
+            Part::Front(part) => {
+                let (admit, classify) = part.chain.stages_mut();
+                part.receive.refresh();
+                admit.refresh();
+                classify.refresh();
+            }
+            Part::Back(part) => {
+                part.chain.stages_mut().0.refresh();
+                part.exit.dispatch.refresh();
+            }
+        }
+    }
+
+    #[cold]
+    fn obey(&mut self) {
+        self.commands.pop(&mut self.command_batch);
+        for command in self.command_batch.drain(..) {
+            match (command, &mut self.part) {
+                (Command::Receive(queue), Part::Fused(part)) => part.receive.attach(queue),
+                (Command::Receive(queue), Part::Front(part)) => part.receive.attach(queue),
+                (Command::Reach { device, way }, Part::Fused(part)) => part.exit.dispatch.attach(device, way),
+                (Command::Reach { device, way }, Part::Back(part)) => part.exit.dispatch.attach(device, way),
+                (Command::Release { device }, part) => part.release(device),
+                // The control side gives receive queues to fronts and transmit queues to backs; a queue that comes
+                // here all the same is closed by being dropped.
+                (Command::Receive(_), Part::Back(_)) | (Command::Reach { .. }, Part::Front(_)) => {}
+            }
+        }
+    }
+}
+
+impl Part {
+    fn release(&mut self, device: u16) {
+        match self {
+            Part::Fused(part) => {
+                part.receive.detach(device);
+                part.exit.dispatch.detach(device);
+            }
+            Part::Front(part) => part.receive.detach(device),
+            Part::Back(part) => part.exit.dispatch.detach(device),
+        }
+    }
+}
+
+impl Fused {
+    #[inline(always)]
+    fn round(&mut self, batch: &mut Batch<Parcel>) -> usize {
+        let mut items = self.exit.serve_side();
+        for _ in 0..self.receive.queue_count() {
+            let entered = self.receive.receive(batch);
+            if !batch.is_empty() {
+                items += batch.len();
+                let at = self.chain.run_from(batch, entered);
+                self.exit.dispatch(batch, entered, at);
+            }
+        }
+        items
+    }
+}
+
+impl Front {
+    #[inline(always)]
+    fn round(&mut self, batch: &mut Batch<Parcel>) -> usize {
+        let mut items = 0;
+        for _ in 0..self.receive.queue_count() {
+            let entered = self.receive.receive(batch);
+            if !batch.is_empty() {
+                items += batch.len();
+                self.chain.run_from(batch, entered);
+                self.hand_on(batch);
+            }
+        }
+        items
+    }
+
+    /// Gives each flow to its back. What a full ring does not take is dropped.
+    #[inline(always)]
+    fn hand_on(&mut self, batch: &mut Batch<Parcel>) {
+        if let [back] = &mut self.backs[..] {
+            push(back, batch, &self.ledger);
+            return;
+        }
+        let count = self.backs.len().max(1);
+        for (number, back) in self.backs.iter_mut().enumerate() {
+            let mut part: Batch<Parcel> = Batch::new();
+            let mut rest: Batch<Parcel> = Batch::new();
+            for parcel in batch.drain(..) {
+                let hash = parcel.meta.frame.key.flow_hash(false) as usize;
+                if hash % count == number { part.push(parcel) } else { rest.push(parcel) }
+            }
+            *batch = rest;
+            push(back, &mut part, &self.ledger);
+        }
+    }
+}
+
+#[inline(always)]
+fn push(ring: &mut RingProducer<Parcel>, batch: &mut Batch<Parcel>, ledger: &Ledger) {
+    batch.iter().for_each(|parcel| ledger.handed(parcel.meta.port));
+    ring.push(batch);
+    for parcel in batch.drain(..) {
+        ledger.taken(parcel.meta.port);
+        ledger.dropped(parcel.meta.port, DropReason::RingFull);
+    }
+}
+
+impl Back {
+    #[inline(always)]
+    fn round(&mut self, batch: &mut Batch<Parcel>) -> usize {
+        let mut items = self.exit.serve_side();
+        for ring in &mut self.fronts {
+            for _ in 0..BATCHES_PER_ROUND {
+                if ring.pop(batch) == 0 {
+                    break;
+                }
+                items += batch.len();
+                batch.iter().for_each(|parcel| self.ledger.taken(parcel.meta.port));
+                let entered = tsc::now();
+                let at = self.chain.run_from(batch, entered);
+                self.exit.dispatch(batch, entered, at);
+            }
+        }
+        items
+    }
+}
+
+impl Task for PacketTask {
+    fn start(&mut self) {
+        // Without a registration packets come from the shared pool instead of a cache: slower, not wrong.
+        if let Ok(registered) = self.eal.register_thread() {
+            REGISTERED.with(|slot| *slot.borrow_mut() = Some(registered));
+        }
+    }
+
+    #[inline]
+    fn round(&mut self) -> Round {
+        if !self.commands.is_empty() {
+            self.obey();
+        }
+        self.refresh();
+        let items = match &mut self.part {
+            Part::Fused(part) => part.round(&mut self.batch),
+            Part::Front(part) => part.round(&mut self.batch),
+            Part::Back(part) => part.round(&mut self.batch),
+        };
+        Round { items, backlog: 0 }
+    }
+
+    fn drain(&mut self) -> bool {
+        match &mut self.part {
+            Part::Fused(part) => {
+                part.exit.serve_side();
+                part.exit.is_empty()
+            }
+            Part::Front(_) => true,
+            Part::Back(part) => {
+                part.round(&mut self.batch);
+                part.exit.is_empty() && part.fronts.iter().all(RingConsumer::is_empty)
+            }
+        }
+    }
+
+    fn recover(&mut self) {
+        self.batch.clear();
+        self.command_batch.clear();
+        match &mut self.part {
+            Part::Fused(part) => {
+                part.exit.batch.clear();
+                part.exit.dispatch.abandon(DropReason::WorkerPanic);
+                part.ledger.reconcile();
+            }
+            Part::Front(part) => part.ledger.reconcile(),
+            Part::Back(part) => {
+                part.exit.batch.clear();
+                part.exit.dispatch.abandon(DropReason::WorkerPanic);
+                part.ledger.reconcile();
+            }
+        }
+    }
+}
+
+/// Commands that can wait for a worker: each device is attached and released by three at most.
+pub const COMMANDS: usize = MAX_DEVICES * 4;
+
+/// Packets that a ring between two workers holds: 16 batches, some 100 us of the slower half's work.
+pub const RING_PACKETS: usize = 16 * BATCH;

@@ -1,0 +1,242 @@
+//! VXLAN (RFC 7348): the header, and the outer headers of one tunnel as a template.
+//!
+//! A [`Template`] holds Ethernet, IPv4 or IPv6, UDP and VXLAN headers ready to be copied in front of a frame; per
+//! packet only the next hop's MAC, lengths, the ECN bits, the UDP source port and the checksums are patched. The IPv4
+//! header checksum is finished from a sum that was made with the template. Choices where the RFC leaves one:
+//! don't-fragment is set with identification 0 (an atomic datagram, RFC 6864); the UDP checksum is 0 over IPv4 as
+//! RFC 7348 advises, and computed over IPv6, because receivers discard zero there unless told otherwise (RFC 6936).
+
+use super::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, be32, checksum, ethertype, protocol};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The IANA port of VXLAN.
+pub const UDP_PORT: u16 = 4789;
+/// Bytes of the VXLAN header.
+pub const VXLAN_BYTES: usize = 8;
+/// The I flag: the VNI is valid.
+const FLAG_VNI: u8 = 0x08;
+/// The most bytes that a template puts in front of a frame: over IPv6.
+pub const MAX_TEMPLATE_BYTES: usize = ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES + VXLAN_BYTES;
+/// First of the 16,384 dynamic ports (RFC 6335) that RFC 7348 recommends as source ports.
+const FIRST_DYNAMIC_PORT: u16 = 49_152;
+
+/// Reads a VXLAN header at `offset`: its VNI, or `None` where the bytes end before or the I flag is not set.
+/// Reserved bits are ignored on receipt, as RFC 7348 demands.
+#[inline]
+pub fn parse_vni(bytes: &[u8], offset: usize) -> Option<u32> {
+    let flags = be32(bytes, offset)?;
+    let vni = be32(bytes, offset + 4)? >> 8;
+    (flags >> 24 & u32::from(FLAG_VNI) != 0).then_some(vni)
+}
+
+/// The UDP source port of a flow: its hash spread over the dynamic ports.
+#[inline(always)]
+pub fn source_port(flow_hash: u32) -> u16 {
+    FIRST_DYNAMIC_PORT | (flow_hash as u16 & 0x3fff)
+}
+
+/// The outer headers of one tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    bytes: [u8; MAX_TEMPLATE_BYTES],
+    length: u8,
+    /// The sum of the IPv4 header without lengths and ECN, or of the IPv6 pseudo-header and the constant part of UDP
+    /// and VXLAN.
+    sum: u64,
+}
+
+/// What differs from packet to packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Patch {
+    /// MAC of the next hop.
+    pub next_hop: [u8; 6],
+    /// Bytes of the inner frame.
+    pub inner_bytes: usize,
+    /// ECN bits of the inner packet, copied out (RFC 6040, normal mode); 0 for what is not IP.
+    pub ecn: u8,
+    /// The inner flow's hash, carried by the source port.
+    pub flow_hash: u32,
+    /// The sum of the inner frame's bytes, needed where [`Template::covers_payload`].
+    pub inner_sum: u64,
+}
+
+impl Template {
+    /// The headers from `source` to `remote`, both of one family, for `vni`, sent from `src_mac`.
+    ///
+    /// `None` where the families differ.
+    pub fn new(
+        src_mac: [u8; 6],
+        source: IpAddr,
+        remote: IpAddr,
+        vni: u32,
+        ttl: u8,
+        dscp: u8,
+    ) -> Option<Template> {
+        let mut template = Template { bytes: [0; MAX_TEMPLATE_BYTES], length: 0, sum: 0 };
+        let l3 = ETHERNET_BYTES;
+        template.bytes[6..12].copy_from_slice(&src_mac);
+        let (ether_type, l4) = match (source, remote) {
+            (IpAddr::V4(source), IpAddr::V4(remote)) => {
+                template.set_ipv4(source, remote, ttl, dscp);
+                (ethertype::IPV4, l3 + IPV4_BYTES)
+            }
+            (IpAddr::V6(source), IpAddr::V6(remote)) => {
+                template.set_ipv6(source, remote, ttl, dscp);
+                (ethertype::IPV6, l3 + IPV6_BYTES)
+            }
+            _ => return None,
+        };
+        template.bytes[12..14].copy_from_slice(&ether_type.to_be_bytes());
+        template.bytes[l4 + 2..l4 + 4].copy_from_slice(&UDP_PORT.to_be_bytes());
+        template.bytes[l4 + 8] = FLAG_VNI;
+        template.bytes[l4 + 12..l4 + 16].copy_from_slice(&(vni << 8).to_be_bytes());
+        template.length = (l4 + UDP_BYTES + VXLAN_BYTES) as u8;
+        let covered = match (source, remote) {
+            (IpAddr::V6(source), IpAddr::V6(remote)) => {
+                checksum::pseudo_v6(source, remote, protocol::UDP, 0)
+                    + checksum::add(0, &template.bytes[l4..l4 + UDP_BYTES + VXLAN_BYTES])
+            }
+            _ => checksum::add(0, &template.bytes[l3..l4]),
+        };
+        template.sum = covered;
+        Some(template)
+    }
+
+    fn set_ipv4(&mut self, source: Ipv4Addr, remote: Ipv4Addr, ttl: u8, dscp: u8) {
+        let header = &mut self.bytes[ETHERNET_BYTES..ETHERNET_BYTES + IPV4_BYTES];
+        header[0] = 0x45;
+        header[1] = dscp << 2;
+        header[6] = 0x40;
+        header[8] = ttl;
+        header[9] = protocol::UDP;
+        header[12..16].copy_from_slice(&source.octets());
+        header[16..20].copy_from_slice(&remote.octets());
+    }
+
+    fn set_ipv6(&mut self, source: Ipv6Addr, remote: Ipv6Addr, hop_limit: u8, dscp: u8) {
+        let header = &mut self.bytes[ETHERNET_BYTES..ETHERNET_BYTES + IPV6_BYTES];
+        header[0] = 0x60 | dscp >> 2;
+        header[1] = dscp << 6;
+        header[6] = protocol::UDP;
+        header[7] = hop_limit;
+        header[8..24].copy_from_slice(&source.octets());
+        header[24..40].copy_from_slice(&remote.octets());
+    }
+
+    /// Bytes put in front of the inner frame.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        usize::from(self.length)
+    }
+
+    /// Never: a template has headers.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Bytes of the outer network packet beyond the inner frame.
+    #[inline(always)]
+    pub fn l3_overhead(&self) -> usize {
+        self.len() - ETHERNET_BYTES
+    }
+
+    /// The UDP checksum covers the inner frame, whose sum must be given.
+    #[inline(always)]
+    pub fn covers_payload(&self) -> bool {
+        self.len() == MAX_TEMPLATE_BYTES
+    }
+
+    /// Writes the headers into `out`, the [`Template::len`] bytes in front of the inner frame. The caller has checked
+    /// that the outer packet fits the MTU, hence 16-bit lengths.
+    #[inline(always)]
+    pub fn write(&self, out: &mut [u8], patch: &Patch) {
+        let port = source_port(patch.flow_hash);
+        let udp_bytes = (patch.inner_bytes + UDP_BYTES + VXLAN_BYTES) as u16;
+        if self.covers_payload() {
+            let Some(out) = out.first_chunk_mut::<MAX_TEMPLATE_BYTES>() else { return };
+            *out = self.bytes;
+            out[..6].copy_from_slice(&patch.next_hop);
+            out[15] |= patch.ecn << 4;
+            out[18..20].copy_from_slice(&udp_bytes.to_be_bytes());
+            out[54..56].copy_from_slice(&port.to_be_bytes());
+            out[58..60].copy_from_slice(&udp_bytes.to_be_bytes());
+            let sum = self.sum + 2 * u64::from(udp_bytes) + u64::from(port) + patch.inner_sum;
+            out[60..62].copy_from_slice(&checksum::udp_field(sum).to_be_bytes());
+        } else {
+            const BYTES: usize = ETHERNET_BYTES + IPV4_BYTES + UDP_BYTES + VXLAN_BYTES;
+            let (Some(out), Some(bytes)) =
+                (out.first_chunk_mut::<BYTES>(), self.bytes.first_chunk::<BYTES>())
+            else {
+                return;
+            };
+            *out = *bytes;
+            out[..6].copy_from_slice(&patch.next_hop);
+            let total = udp_bytes + IPV4_BYTES as u16;
+            out[15] |= patch.ecn;
+            out[16..18].copy_from_slice(&total.to_be_bytes());
+            let sum = self.sum + u64::from(total) + u64::from(patch.ecn);
+            out[24..26].copy_from_slice(&checksum::fold(sum).to_be_bytes());
+            out[34..36].copy_from_slice(&port.to_be_bytes());
+            out[38..40].copy_from_slice(&udp_bytes.to_be_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::{Frame, Network, WINDOW_BYTES};
+    use proptest::prelude::*;
+
+    fn encapsulate(source: IpAddr, remote: IpAddr, inner: &[u8], ecn: u8, flow_hash: u32) -> Vec<u8> {
+        let template = Template::new([2, 0, 0, 0, 0, 1], source, remote, 0x00ab_cdef, 64, 46).unwrap();
+        let mut out = vec![0; template.len()];
+        let inner_sum = checksum::add(0, inner);
+        let patch =
+            Patch { next_hop: [2, 0, 0, 0, 0, 2], inner_bytes: inner.len(), ecn, flow_hash, inner_sum };
+        template.write(&mut out, &patch);
+        out.extend(inner);
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_parses(inner in proptest::collection::vec(any::<u8>(), 14..200), ecn in 0u8..4, hash: u32, v6: bool) {
+            let (source, remote): (IpAddr, IpAddr) = if v6 {
+                ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap())
+            } else {
+                ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap())
+            };
+            let out = encapsulate(source, remote, &inner, ecn, hash);
+            let frame = Frame::parse(&out[..out.len().min(WINDOW_BYTES)], out.len()).unwrap();
+            prop_assert_eq!(frame.network, if v6 { Network::Ipv6 } else { Network::Ipv4 });
+            prop_assert_eq!(frame.traffic_class, 46 << 2 | ecn);
+            prop_assert_eq!(usize::from(frame.l3_offset) + frame.l3_bytes as usize, out.len());
+            let (src_port, dst_port) = frame.key.ports().unwrap();
+            prop_assert!(src_port >= FIRST_DYNAMIC_PORT);
+            prop_assert_eq!(dst_port, UDP_PORT);
+            let l4 = usize::from(frame.l4_offset);
+            prop_assert_eq!(parse_vni(&out, l4 + UDP_BYTES), Some(0x00ab_cdef));
+            prop_assert_eq!(&out[l4 + UDP_BYTES + VXLAN_BYTES..], &inner[..]);
+            if let (IpAddr::V6(source), IpAddr::V6(remote)) = (source, remote) {
+                let sum = checksum::pseudo_v6(source, remote, protocol::UDP, (out.len() - l4) as u32);
+                prop_assert_eq!(checksum::fold(checksum::add(sum, &out[l4..])), 0);
+            } else {
+                prop_assert_eq!(&out[l4 + 6..l4 + 8], &[0, 0]);
+            }
+        }
+    }
+
+    #[test]
+    fn reserved_bits_are_ignored_and_the_flag_is_not() {
+        assert_eq!(parse_vni(&[0xff, 1, 2, 3, 0, 0, 100, 0xff], 0), Some(100));
+        assert_eq!(parse_vni(&[0xf7, 0, 0, 0, 0, 0, 100, 0], 0), None);
+        assert_eq!(parse_vni(&[8, 0, 0, 0, 0, 0, 100], 0), None);
+    }
+
+    #[test]
+    fn families_must_agree() {
+        let (v4, v6) = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST));
+        assert_eq!(Template::new([0; 6], v4, v6, 1, 64, 0), None);
+    }
+}
