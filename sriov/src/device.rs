@@ -325,7 +325,10 @@ impl OpenDevice {
             });
         }
         let room = options.pool.data_room_bytes();
-        let is_long = u32::from(options.mtu) + FRAME_OVERHEAD_BYTES > u32::from(room);
+        // A tap without scatter swallows frames longer than a buffer without a word, and looks for the next one in the
+        // same call for as long as they come; and its far end sets the length as it likes.
+        let is_tap = matches!(self.spec, DeviceSpec::Tap { .. });
+        let is_long = is_tap || u32::from(options.mtu) + FRAME_OVERHEAD_BYTES > u32::from(room);
         let config = sys::PortConfig {
             rx_offloads: if is_long { self.info.rx_offloads & layout::RX_OFFLOAD_SCATTER } else { 0 },
             tx_offloads: self.info.tx_offloads & layout::TX_OFFLOAD_MULTI_SEGS,
@@ -335,7 +338,7 @@ impl OpenDevice {
                 _ => 0,
             },
             queues: self.queues,
-            rx_descriptors: self.spec.rx_descriptors(options.rx_descriptors, options.mtu, room),
+            rx_descriptors: self.spec.rx_descriptors(options.rx_descriptors, room),
             tx_descriptors: options.tx_descriptors,
             mtu: options.mtu.min(limit),
         };

@@ -106,11 +106,12 @@ impl DeviceSpec {
     }
 
     /// Receive descriptors that make sense for the kind.
-    pub(crate) fn rx_descriptors(&self, wanted: u16, mtu: u16, room: u16) -> u16 {
+    pub(crate) fn rx_descriptors(&self, wanted: u16, room: u16) -> u16 {
         match self {
-            // The driver takes this as the segments of one packet, and hands so many buffers to every read.
+            // The driver takes this as the segments of one packet, and hands so many buffers to every read: enough for
+            // the longest frame that a kernel can send, whatever the MTU, so that none is truncated.
             Self::Tap { .. } => {
-                let segments = (u32::from(mtu) + FRAME_OVERHEAD_BYTES).div_ceil(u32::from(room.max(1)));
+                let segments = (LONGEST_KERNEL_PACKET_BYTES + FRAME_OVERHEAD_BYTES).div_ceil(u32::from(room.max(1)));
                 u16::try_from(segments + 1).unwrap_or(wanted)
             }
             _ => wanted,
@@ -131,6 +132,9 @@ impl DeviceSpec {
         }
     }
 }
+
+/// The longest packet of an interface: IP lengths have 16 bits, and so has a tap's largest MTU.
+const LONGEST_KERNEL_PACKET_BYTES: u32 = u16::MAX as u32;
 
 /// The largest MTU that DPDK lets a port have.
 pub(crate) fn mtu_limit(info: &sys::PortInfo) -> u16 {
