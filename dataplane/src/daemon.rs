@@ -145,8 +145,6 @@ async fn serve_control(
     listener: UnixListener,
     stop: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
-    /// One message of a stream may carry some thousand rules.
-    const MESSAGE_BYTES: usize = 16 << 20;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(forebay_api::FILE_DESCRIPTOR_SET)
         .build_v1();
@@ -162,7 +160,8 @@ async fn serve_control(
         .layer(forebay_api::server::whole_requests())
         .add_service(v1::ports_server::PortsServer::new(service.clone()))
         .add_service(
-            v1::rules_server::RulesServer::new(service.clone()).max_decoding_message_size(MESSAGE_BYTES),
+            v1::rules_server::RulesServer::new(service.clone())
+                .max_decoding_message_size(forebay_api::MAX_MESSAGE_BYTES),
         )
         .add_service(v1::stats_server::StatsServer::new(service.clone()))
         .add_service(v1::traps_server::TrapsServer::new(service))

@@ -111,7 +111,8 @@ impl DeviceSpec {
             // The driver takes this as the segments of one packet, and hands so many buffers to every read: enough for
             // the longest frame that a kernel can send, whatever the MTU, so that none is truncated.
             Self::Tap { .. } => {
-                let segments = (LONGEST_KERNEL_PACKET_BYTES + FRAME_OVERHEAD_BYTES).div_ceil(u32::from(room.max(1)));
+                let segments =
+                    (LONGEST_KERNEL_PACKET_BYTES + FRAME_OVERHEAD_BYTES).div_ceil(u32::from(room.max(1)));
                 u16::try_from(segments + 1).unwrap_or(wanted)
             }
             _ => wanted,

@@ -13,7 +13,7 @@ use crate::action::PortId;
 use crate::config::{self, Config, Device as Place};
 use crate::counters::PortTotals;
 use crate::rules::rule::{NotCanonical, Rule};
-use crate::snapshot::{MAX_PORTS, Neighbours, Snapshot};
+use crate::snapshot::{MAX_DEVICES, MAX_PORTS, Neighbours, Snapshot};
 use forebay_api::spec_error::SpecError;
 use forebay_api::{rule_check, v1};
 use forebay_pipeline::publish::{Publisher, Stalled};
@@ -23,6 +23,7 @@ use forebay_sriov::{
     PacketPool, PoolError,
 };
 use parking_lot::Mutex;
+use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -94,6 +95,24 @@ pub enum HostError {
     /// The change is durable and published, but a worker does not answer.
     #[error("the change is stored, but not yet in force: {0} (see: forebay pipeline show)")]
     Stalled(#[from] Stalled),
+}
+
+/// A rule that somebody wants to be in force: parsed, and encoded as it is stored. Made piece by piece while a long load
+/// arrives, since the messages themselves take several times the memory.
+pub struct Offer {
+    rule: Rule,
+    encoded: Box<[u8]>,
+}
+
+impl Offer {
+    /// Checks a rule by itself, whatever the host.
+    ///
+    /// # Errors
+    /// The field that is wrong.
+    pub fn new(mut message: v1::Rule) -> Result<Offer, HostError> {
+        rule_check::canonical(&mut message)?;
+        Ok(Offer { rule: Rule::from_canonical(&message)?, encoded: message.encode_to_vec().into() })
+    }
 }
 
 /// Everything that changes.
@@ -375,13 +394,10 @@ impl Host {
     /// Puts rules: all or none. Returns how many changed and how many stood there already.
     ///
     /// # Errors
-    /// The first rule that cannot be accepted, or the state cannot be written; nothing has changed then.
-    pub fn put_rules(&self, mut messages: Vec<v1::Rule>, dry_run: bool) -> Result<(usize, usize), HostError> {
-        let mut rules = Vec::with_capacity(messages.len());
-        for message in &mut messages {
-            rule_check::canonical(message)?;
-            rules.push(Rule::from_canonical(message)?);
-        }
+    /// The first rule that does not fit the host, or the state cannot be written; nothing has changed then.
+    pub fn put_rules(&self, offers: Vec<Offer>, dry_run: bool) -> Result<(usize, usize), HostError> {
+        let (rules, mut encoded): (Vec<Rule>, Vec<Box<[u8]>>) =
+            offers.into_iter().map(|offer| (offer.rule, offer.encoded)).unzip();
         let mut state = self.state.lock();
         let State { ports, book, tunnels, .. } = &mut *state;
         let (names, routes) = (ports.names(), ports.routes());
@@ -391,8 +407,9 @@ impl Host {
         if dry_run || changed == 0 {
             return Ok((changed, unchanged));
         }
-        let put_rules =
-            plan.put.iter().filter_map(|(index, _)| messages.get_mut(*index).map(std::mem::take)).collect();
+        let taken =
+            |(index, rule): &(usize, Rule)| Some((rule.id.clone(), std::mem::take(encoded.get_mut(*index)?)));
+        let put_rules = plan.put.iter().filter_map(taken).collect();
         self.store.write(&Change { put_rules, ..Change::default() })?;
         let touched = book.apply(plan, &world, tunnels);
         self.publish(&mut state, touched)?;
@@ -543,15 +560,16 @@ impl Host {
     /// Asks every device for its link, and tells the workers. Returns the ports that went up or down.
     pub fn watch_links(&self) -> Vec<(String, bool)> {
         let Some(state) = self.state.try_lock() else { return Vec::new() };
+        let records = || state.ports.by_name.values();
+        let mut links = [true; MAX_DEVICES];
+        for device in records().filter_map(|record| record.device.as_ref()) {
+            if let Some(link) = links.get_mut(usize::from(device.id())) {
+                *link = device.link_up();
+            }
+        }
         let mut changed = Vec::new();
-        for record in state.ports.by_name.values() {
-            let device = state
-                .ports
-                .by_name
-                .values()
-                .find(|other| other.device_id == record.device_id && other.device.is_some());
-            let Some(device) = device.and_then(|owner| owner.device.as_ref()) else { continue };
-            let up = device.link_up();
+        for record in records() {
+            let up = links.get(usize::from(record.device_id)).copied().unwrap_or(true);
             if record.up.swap(up, Ordering::Relaxed) != up {
                 changed.push((record.config.name.clone(), up));
             }

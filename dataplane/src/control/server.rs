@@ -1,6 +1,6 @@
 //! The control socket: the gRPC services of `forebay.v1` over a Unix socket, with reflection.
 
-use super::host::{Host, HostError};
+use super::host::{Host, HostError, Offer};
 use super::ports::{PortRecord, PortSource};
 use super::steward::TrappedFrame;
 use crate::config;
@@ -180,16 +180,18 @@ impl v1::rules_server::Rules for Service {
         request: Request<Streaming<v1::LoadRulesRequest>>,
     ) -> Result<Response<v1::LoadRulesResponse>, Status> {
         let mut stream = request.into_inner();
-        let (mut rules, mut dry_run) = (Vec::new(), false);
+        let (mut offers, mut dry_run) = (Vec::new(), false);
         // A client that goes away ends the stream with an error: nothing has been changed then.
         while let Some(part) = stream.message().await? {
             dry_run |= part.dry_run;
-            rules.extend(part.rules);
-            if rules.len() > crate::counters::MAX_RULES {
-                return Err(HostError::Rule(super::book::RuleError::TooMany { count: rules.len() }).into());
+            for rule in part.rules {
+                offers.push(Offer::new(rule)?);
+            }
+            if offers.len() > crate::counters::MAX_RULES {
+                return Err(HostError::Rule(super::book::RuleError::TooMany { count: offers.len() }).into());
             }
         }
-        let (changed, unchanged) = self.change(move |host| host.put_rules(rules, dry_run)).await?;
+        let (changed, unchanged) = self.change(move |host| host.put_rules(offers, dry_run)).await?;
         Ok(Response::new(v1::LoadRulesResponse { changed: changed as u64, unchanged: unchanged as u64 }))
     }
 

@@ -8,6 +8,7 @@ use forebay_api::v1;
 use prost::Message;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const RULES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rules");
 const PORTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("ports");
@@ -72,8 +73,8 @@ pub enum StoreError {
 /// A change of the state.
 #[derive(Default)]
 pub struct Change {
-    /// Rules to write.
-    pub put_rules: Vec<v1::Rule>,
+    /// Rules to write: id, and the encoded message.
+    pub put_rules: Vec<(Arc<str>, Box<[u8]>)>,
     /// Ids of rules to delete.
     pub delete_rules: Vec<String>,
     /// Ports to write.
@@ -131,8 +132,8 @@ impl Store {
                 for id in &change.delete_rules {
                     rules.remove(id.as_str())?;
                 }
-                for rule in &change.put_rules {
-                    rules.insert(rule.id.as_str(), rule.encode_to_vec().as_slice())?;
+                for (id, encoded) in &change.put_rules {
+                    rules.insert(&**id, &**encoded)?;
                 }
                 let mut ports = write.open_table(PORTS)?;
                 for name in &change.delete_ports {
@@ -227,6 +228,10 @@ mod tests {
         v1::Rule { id: id.into(), priority, ..v1::Rule::default() }
     }
 
+    fn put(rule: v1::Rule) -> (Arc<str>, Box<[u8]>) {
+        (rule.id.as_str().into(), rule.encode_to_vec().into())
+    }
+
     #[test]
     fn what_was_written_is_there_after_reopening() {
         let directory = tempfile::tempdir().unwrap();
@@ -234,14 +239,14 @@ mod tests {
         let store = Store::open(&path).unwrap();
         let port = v1::PortSpec { name: "vm1".into(), ..v1::PortSpec::default() };
         let change = Change {
-            put_rules: vec![rule("b", 2), rule("a", 1)],
+            put_rules: vec![put(rule("b", 2)), put(rule("a", 1))],
             put_ports: vec![port.clone()],
             ..Change::default()
         };
         store.write(&change).unwrap();
         store
             .write(&Change {
-                put_rules: vec![rule("b", 3)],
+                put_rules: vec![put(rule("b", 3))],
                 delete_rules: vec!["a".into()],
                 ..Change::default()
             })

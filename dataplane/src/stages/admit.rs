@@ -200,9 +200,7 @@ fn admit_arp(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Met
         return Verdict::Drop(DropReason::SourceIp);
     }
     match vf.gateway_mac {
-        Some(mac) if arp.is_question() && !vf.sources.allow_v4(arp.target_ip.into()) => {
-            answer(packet, meta, &arp.answer(mac).frame(mac, arp.sender_mac))
-        }
+        Some(mac) if arp.is_question() => answer(packet, meta, &arp.answer(mac).frame(mac, arp.sender_mac)),
         _ => {
             meta.trap_by_default = true;
             Verdict::Open
@@ -249,7 +247,7 @@ fn admit_nd(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta
     }
     // A solicitation without a source is duplicate address detection: an answer would take the address away.
     match vf.gateway_mac {
-        Some(mac) if neighbor.src != Ipv6Addr::UNSPECIFIED && !vf.sources.allow_v6(target) => {
+        Some(mac) if neighbor.src != Ipv6Addr::UNSPECIFIED && neighbor.src != neighbor.target => {
             let sender = wire::mac_from_bits(meta.frame.key.src_mac());
             answer(packet, meta, &neighbor.answer(mac).frame(mac, sender))
         }
