@@ -17,6 +17,18 @@ def noise(count):
     return Raw(bytes((7 * index + index // 256) & 0xFF for index in range(count)))
 
 
+def fragmented(frame, ident, *cuts):
+    """The fragments of a frame whose IPv4 packet has no options; its payload is cut before these bytes, multiples of 8."""
+    whole = Ether(frame)
+    payload = bytes(whole[IP].payload)[: whole[IP].len - 20]
+    edges = [0, *cuts, len(payload)]
+    pieces = []
+    for start, end in zip(edges, edges[1:]):
+        ip = IP(src=whole[IP].src, dst=whole[IP].dst, proto=whole[IP].proto, id=ident, flags="MF" if end < len(payload) else 0, frag=start // 8)
+        pieces.append(bytes(Ether(src=whole.src, dst=whole.dst) / ip / Raw(payload[start:end])))
+    return pieces
+
+
 def frames(src_mac, dst_mac, src4, dst4, src6, dst6):
     """Yields (name, bytes) of valid frames from these sources to these destinations."""
     ether = Ether(src=src_mac, dst=dst_mac)

@@ -2,19 +2,21 @@
 
 Two tenants of two VNIs share the host; the second must see nothing of what is thrown at the first or at the uplink.
 Every batch ends with a valid packet in each direction, so that a daemon that merely went deaf is noticed too.
+The tenants have taps, which hand over every frame as it is. Below the uplink's af_packet the kernel takes IPv4 fragments
+away, and hands over what it has put together of them (docs/configuration.md): those alone need not be counted one by one.
 """
 
 import random
 
 from scapy.layers.inet import IP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Raw
 
 from daemon import Host
 from lab import check, step, wait_until
-from scenarios._shapes import frames, noise
+from scenarios._shapes import fragmented, frames, noise
 from scenarios.scapy_diff import VXLAN_PORT, is_tunnel
 from topology import GATEWAY_MAC, JUMBO_MTU, UPLINK, Peer, Tenant, egress, ingress, underlay, uplink_port
 from traffic import expect_ping
@@ -78,11 +80,17 @@ class Arena:
         for wire in (self.tenant, self.innocent, self.wire):
             wire.drain()
 
-    def throw(self, what, frames_of, wire, port, may_pass=True):
-        """Sends frames; all are counted as received, none reaches the innocent tenant, and none passes where none may."""
-        batch = [bytes(frame) for frame in frames_of]
-        batch = [frame for frame in batch if survives_kernel(frame)]
-        step(f"{what}: {len(batch)} frames")
+    def throw(self, what, frames_of, wire, port, may_pass=True, reassembled=0):
+        """Sends frames; all are counted as received, none reaches the innocent tenant, and none passes where none may.
+
+        Of IPv4 fragments on the uplink, the packets that the kernel has `reassembled` are counted instead.
+        """
+        batch, kept = [bytes(frame) for frame in frames_of], 0
+        if port == UPLINK:
+            batch = [frame for frame in batch if survives_kernel(frame)]
+            kept = sum(map(kernel_keeps, batch))
+        wanted = len(batch) - kept + reassembled
+        step(f"{what}: {len(batch)} frames" + (f", {kept} of them IPv4 fragments" if kept else ""))
         self.clear()
         before = self.host.at_rest()
         wire.send(*batch)
@@ -91,9 +99,9 @@ class Arena:
         def all_received():
             check(self.host.running(), f"{what}: the daemon died with {self.host.process.returncode}")
             last[0] = self.host.stats().counter(port, "rx_packets") - before.counter(port, "rx_packets")
-            return last[0] >= len(batch)
+            return last[0] >= wanted
 
-        wait_until(all_received, lambda: f"{what}: {port} counts {last[0]} of {len(batch)} frames as received")
+        wait_until(all_received, lambda: f"{what}: {port} counts {last[0]} of {wanted} frames as received")
         after = self.host.at_rest()
         if not may_pass:
             for counter in ("sent_packets", "delivered_packets"):
@@ -127,6 +135,7 @@ def run(lab):
     arena.still_works("start")
     from_tenant(arena, chance)
     from_underlay(arena, chance)
+    fragments_from_underlay(arena)
     for socket in arena.sink:
         socket.close()
 
@@ -135,6 +144,20 @@ def survives_kernel(frame):
     """The kernel between the raw socket and the daemon's packet socket lets the frame through."""
     tagged = frame[12:14] in (b"\x81\x00", b"\x88\xa8")
     return len(frame) >= (TAGGED_BYTES_MIN if tagged else ETHERNET_HEADER_BYTES)
+
+
+def kernel_keeps(frame):
+    """The kernel takes the frame for an IPv4 fragment, and keeps it from af_packet: Linux's ip_check_defrag()."""
+    at = ETHERNET_HEADER_BYTES
+    if frame[12:14] in (b"\x81\x00", b"\x88\xa8"):
+        at += 4
+    ip = frame[at:]
+    if frame[at - 2 : at] != b"\x08\x00" or len(ip) < 20:
+        return False
+    header_bytes, total_bytes = (ip[0] & 15) * 4, int.from_bytes(ip[2:4], "big")
+    if ip[0] >> 4 != 4 or header_bytes < 20 or not header_bytes <= total_bytes <= len(ip):
+        return False
+    return int.from_bytes(ip[6:8], "big") & 0x3FFF != 0
 
 
 def truncations(frame):
@@ -272,6 +295,44 @@ def from_underlay(arena, chance):
     throw("random bytes changed in the inner frame", list(flips(good, chance, 700, start=50)))
     throw("random bytes changed in the outer headers", [frame[:46] + good[46:] for frame in flips(good[:46], chance, 700)])
     throw("random bytes", list(noise_frames(chance, arena.uplink_mac, arena.wire.mac)))
+
+
+def fragments_from_underlay(arena):
+    """Fragments of tunnel packets: no order of them smuggles in what the whole packet could not."""
+    near, victim = arena.near, arena.victim
+
+    def throw(what, batch, **keywords):
+        arena.throw(f"underlay: {what}", batch, arena.wire, UPLINK, may_pass=False, **keywords)
+
+    def tunnelled(vni, target):
+        inner = Ether(src=arena.far.mac, dst=target.mac) / IP(src=arena.far.v4, dst=target.v4) / UDP(sport=9, dport=9) / noise(60)
+        return bytes(arena.outer() / arena.vxlan(vni) / inner)
+
+    # UDP's header is the first eight bytes of the payload, VXLAN's the second: the VNI comes by itself.
+    cuts = (8, 16, 64)
+    planted = [fragmented(tunnelled(vni, victim), 100 + vni, *cuts) for vni in (OWN_VNI, 199, 201)]
+    throw("the innocent tenant's MAC in a foreign VNI, in fragments", [piece for pieces in planted for piece in pieces], reassembled=len(planted))
+    throw("the same, last fragment first", fragmented(tunnelled(OWN_VNI, victim), 310, *cuts)[::-1], reassembled=1)
+    whole, other = tunnelled(OWN_VNI, near), tunnelled(VICTIM_VNI, victim)
+    # Of two fragments for the same bytes Linux keeps the first; one that overlaps in part undoes the whole packet.
+    own, foreign = fragmented(whole, 320, *cuts), fragmented(other, 320, *cuts)
+    throw("a second fragment for the bytes of the VNI", [*own[:2], *foreign[1:]], reassembled=1)
+    throw("a fragment that overlaps the VNI", fragmented(whole, 330, 16, 64)[:1] + fragmented(other, 330, 8, 24, 64)[1:])
+    throw("fragments of two senders under one id", [
+        fragmented(whole, 340, 16)[0], fragmented(bytes(arena.outer(src=underlay(3)) / arena.vxlan(OWN_VNI) / Raw(whole[50:])), 340, 16)[1],
+    ])
+    pieces = fragmented(whole, 350, *cuts)
+    throw("fragments of which one is missing", pieces[:1] + pieces[2:])
+    throw("fragments that end past 65535, or are one byte", [
+        arena.outer(id=360 + index, flags="MF", frag=offset) / noise(size)
+        for index, (offset, size) in enumerate((offset, size) for offset in (0, 1, 8189, 8191) for size in (1, 8, 1400))
+    ])
+    payload = whole[34:]
+    throw("fragments over IPv6", [
+        Ether(src=arena.wire.mac, dst=arena.uplink_mac) / IPv6(src=underlay(2, 6), dst=underlay(1, 6))
+        / IPv6ExtHdrFragment(nh=17, id=7, offset=start // 8, m=int(end < len(payload))) / Raw(payload[start:end])
+        for start, end in ((0, 8), (8, 16), (0, 64), (16, len(payload)))
+    ])
 
 
 def overwritten(frame, at, data):

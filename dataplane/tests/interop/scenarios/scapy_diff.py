@@ -3,19 +3,20 @@
 The free choices of an encapsulator that this pins: outer IPv4 id 0 with DF, UDP checksum 0 over IPv4 and computed over
 IPv6, the inner ECN copied outwards (RFC 6040, normal mode), a source port from 49152 up that belongs to the flow.
 The UDP source port and the IPv6 flow label are taken from the frame, and checked by themselves.
+The tenant's device is a tap: through af_packet its IPv4 fragments would arrive reassembled (docs/configuration.md).
 """
 
 import struct
 
 from scapy.layers.inet import IP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Raw
 
 from daemon import Host
 from lab import Failure, check, step
-from scenarios._shapes import frames
+from scenarios._shapes import fragmented, frames
 from topology import GATEWAY_MAC, UPLINK, Peer, Tenant, egress, ingress, underlay, uplink_port
 from traffic import expect_ping
 
@@ -106,6 +107,7 @@ def run(lab):
     outward(host, peer, near, paths)
     flows(host, peer, near, paths[:2])
     inward(host, peer, near)
+    fragments(host, peer, near)
     congestion(host, peer, near)
     for socket in sink:
         socket.close()
@@ -189,6 +191,36 @@ def inward(host, peer, near):
             wire.send(outer / VXLAN(flags=0x08, vni=100) / Raw(inner))
             got = arrived(receiver.receive(2), f"{outer_name}, {name}", host, UPLINK)
             check(got == inner, explain(f"{outer_name}, {name}", got, inner))
+    extra = receiver.collect(0.2)
+    check(not extra, f"{len(extra)} frames more than were sent")
+    receiver.close()
+    wire.close()
+    host.at_rest()
+
+
+def fragments(host, peer, near):
+    """Fragments of the outer packet: what the kernel below af_packet has put together arrives; IPv6 it leaves alone."""
+    step("in: fragmented on the way")
+    receiver, wire = near.wire(), peer.wire()
+    ether = Ether(src=wire.mac, dst=host.port_mac(UPLINK))
+    udp = {"sport": 55555, "dport": VXLAN_PORT}
+    before, count = host.at_rest(), 0
+    for checksum in ({"chksum": 0}, {}):
+        outer = ether / IP(src=underlay(2), dst=underlay(1)) / UDP(**checksum, **udp) / VXLAN(flags=0x08, vni=100)
+        for name, inner in frames("02:00:00:00:01:02", near.mac, "10.1.0.2", near.v4, "fd00:1::2", near.v6):
+            for turn in (1, -1):
+                count += 1
+                wire.send(*fragmented(bytes(outer / Raw(inner)), count, 8, 16, 48)[::turn])
+                got = arrived(receiver.receive(2), f"fragmented, {name}", host, UPLINK)
+                check(got == inner, explain(f"fragmented, {name}", got, inner))
+    delivered = host.at_rest().counter(UPLINK, "delivered_packets") - before.counter(UPLINK, "delivered_packets")
+    check(delivered == count, f"of {count} fragmented packets {delivered} were delivered")
+    payload = bytes(UDP(**udp) / VXLAN(flags=0x08, vni=100) / Raw(inner))
+    before = host.at_rest()
+    for start, end in ((0, 16), (16, len(payload))):
+        header = IPv6ExtHdrFragment(nh=17, id=1, offset=start // 8, m=int(end < len(payload)))
+        wire.send(ether / IPv6(src=underlay(2, 6), dst=underlay(1, 6)) / header / Raw(payload[start:end]))
+    host.expect_drops(before, UPLINK, "outer_fragment", exactly=2)
     extra = receiver.collect(0.2)
     check(not extra, f"{len(extra)} frames more than were sent")
     receiver.close()
