@@ -44,6 +44,11 @@ impl OwnChild {
         Ok(Self { child, log: log.to_owned() })
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The pipe to its input; once.
     pub(crate) fn take_stdin(&mut self) -> Option<ChildStdin> {
         self.child.stdin.take()

@@ -53,7 +53,9 @@ mod tests {
     fn a_spinning_thread_is_seen_running() {
         let spin = std::thread::Builder::new().name("spinner".to_owned());
         let (go, wait) = std::sync::mpsc::channel::<()>();
-        let spinner = spin.spawn(move || while wait.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {}).unwrap();
+        let spinner = spin
+            .spawn(move || while wait.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {})
+            .unwrap();
         let account = || of_threads(std::process::id());
         let deadline = Instant::now() + Duration::from_secs(20);
         while !account().contains_key("spinner") && Instant::now() < deadline {

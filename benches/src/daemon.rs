@@ -1,5 +1,6 @@
 //! The daemon under test: this program, started with a config file in a folder of its own.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +11,7 @@ use forebay_api::v1;
 use forebay_pipeline::cores;
 
 use crate::child::{OwnChild, Waited};
+use crate::cpu_time;
 use crate::error::BenchError;
 use crate::scenario::Scenario;
 
@@ -51,7 +53,7 @@ impl Setup<'_> {
              [dpdk]\nhugepages = \"{}\"\nmemory_mib = {}\n\n\
              [workers]\ncores = \"{}\"\nlayout = \"fused\"\nidle = \"busy-poll\"\n\n{}",
             if self.hugepages { "required" } else { "off" },
-            self.scenario.memory_mib(),
+            self.scenario.memory_mib(self.hugepages),
             cores::format(self.cores),
             self.scenario.port_tables(self.packets),
             folder = folder.display(),
@@ -73,8 +75,8 @@ impl Daemon {
         // Its log is shown in one line of ours.
         command.env("NO_COLOR", "1");
         let mut child = OwnChild::start(&mut command, &folder.join("log"), false)?;
-        let patience =
-            START_PATIENCE + Duration::from_secs(setup.scenario.memory_mib() / START_MIB_PER_SECOND);
+        let patience = START_PATIENCE
+            + Duration::from_secs(setup.scenario.memory_mib(setup.hugepages) / START_MIB_PER_SECOND);
         match child.wait_for(Some(READY), patience).await? {
             Waited::Said => {}
             Waited::Ended(status) => return Err(BenchError::Died { status, tail: child.tail() }),
@@ -114,6 +116,11 @@ impl Daemon {
         let mut client = self.client.stats.clone();
         let call = client.pipeline(v1::GetPipelineRequest {});
         Ok(self.answer("tell its workers' figures", CALL_PATIENCE, call).await?.into_inner())
+    }
+
+    /// Nanoseconds that each of its threads has run for, by name.
+    pub(crate) fn cpu_time(&self) -> HashMap<String, u64> {
+        cpu_time::of_threads(self.child.id())
     }
 
     /// How many rules have seen a packet.

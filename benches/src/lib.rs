@@ -11,6 +11,7 @@
 
 mod args;
 mod child;
+mod cpu_time;
 mod daemon;
 mod error;
 mod figures;

@@ -47,7 +47,7 @@ async fn bench(name: &'static str, plan: &PathPlan) -> Result<String, BenchError
     let packets = folder.path().join("packets.pcap");
     plan.scenario.write_packets(&packets)?;
     let machine = Machine::look();
-    let hugepages = machine::free_hugepages_mib() >= plan.scenario.memory_mib();
+    let hugepages = machine::free_hugepages_mib() >= plan.scenario.memory_mib(true);
     let setup = Setup { scenario: &plan.scenario, packets: &packets, cores: &plan.cores, hugepages };
     let program = plan.baseline.and_then(|_| testpmd::find());
     let measured = match &program {

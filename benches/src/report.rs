@@ -6,6 +6,7 @@ use forebay_pipeline::cores;
 use serde_json::{Map, Value, json};
 
 use crate::args::PathPlan;
+use crate::cpu_time;
 use crate::figures::{Spread, rounded};
 use crate::machine::Machine;
 use crate::path::Measured;
@@ -41,6 +42,12 @@ impl PathReport<'_> {
             .collect()
     }
 
+    /// The share of its core that the worker had; `None` where the kernel does not tell.
+    fn core_share(&self) -> Option<Spread> {
+        let shares: Option<Vec<f64>> = self.measured.runs.iter().map(|run| run.core_share).collect();
+        shares.filter(|shares| !shares.is_empty()).map(Spread::of)
+    }
+
     /// Cycles per packet of testpmd, and how many times as many Forebay's worker needs.
     fn baseline(&self) -> Option<(Spread, f64)> {
         if self.measured.testpmd_cycles.is_empty() {
@@ -58,6 +65,9 @@ impl PathReport<'_> {
         self.spread(|run| run.io_cycles_per_packet).put(&mut object, "io_cycles_per_packet", 2);
         self.spread(|run| run.worker_cycles_per_packet).put(&mut object, "worker_cycles_per_packet", 2);
         self.spread(|run| run.packets_per_call).put(&mut object, "packets_per_call", 1);
+        if let Some(share) = self.core_share() {
+            share.put(&mut object, "core_share", 3);
+        }
         let mut stages = Map::new();
         self.stages().iter().for_each(|(name, _, cycles)| cycles.put(&mut stages, name, 2));
         object.insert("stages".to_owned(), stages.into());
@@ -122,8 +132,14 @@ impl PathReport<'_> {
             table.row(&format!("latency {name} ns"), self.spread(|run| run.latency_ns[place] as f64), 0);
         }
         table.row("lost packets", self.spread(|run| run.lost_packets() as f64), 0);
-        if let Some((cycles, ratio)) = self.baseline() {
+        if let Some((cycles, _)) = self.baseline() {
             table.row("testpmd cycles/packet", cycles, 1);
+        }
+        if let Some(share) = self.core_share() {
+            table.row("share of its core", share, 2);
+            cpu_time::warning(share.min).iter().for_each(|warning| table.line(warning));
+        }
+        if let Some((_, ratio)) = self.baseline() {
             table.line(&format!("a packet costs Forebay's worker {ratio:.2} times what it costs testpmd"));
         }
         for (reason, count) in self.lost() {
@@ -202,6 +218,7 @@ mod tests {
             io_cycles_per_packet: 2.0 * cycles,
             worker_cycles_per_packet: 4.0 * cycles,
             packets_per_call: 64.0,
+            core_share: Some(0.5),
             stages: vec![stage("receive", true), stage("admit", false), stage("transmit", true)],
             latency_ns: [10, 20, 30, 40],
             lost: (lost > 0).then(|| ("vm1 no_rule".to_owned(), lost)).into_iter().collect(),
@@ -253,6 +270,7 @@ mod tests {
             (&json["benchmark"], &json["rules"], &json["cores"]),
             (&json!("encap"), &json!(1000), &json!([1]))
         );
+        assert_eq!(json["core_share"], 0.5);
         assert!(json["machine"]["load_average"].is_array());
     }
 
@@ -272,6 +290,7 @@ mod tests {
             text.contains("lost: 7 packets of port vm1 no_rule")
                 && text.contains("no baseline: not installed")
         );
+        assert!(text.contains("a worker had only 50 % of its core"), "{text}");
         assert!(!text.contains("testpmd cycles"), "{text}");
     }
 }

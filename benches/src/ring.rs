@@ -9,16 +9,20 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use forebay_pipeline::{
-    Batch, IdlePolicy, RingConsumer, RingProducer, Round, Task, Worker, WorkerOptions, ring, tsc,
+    Batch, IdlePolicy, RingConsumer, RingProducer, RingStatus, Round, Task, Worker, WorkerOptions, ring, tsc,
 };
 use serde_json::{Map, Value, json};
 
 use crate::args::RingPlan;
+use crate::cpu_time;
 use crate::error::BenchError;
 use crate::figures::Spread;
 use crate::machine::Machine;
 use crate::report::Table;
 
+/// Names of the workers, and of their threads.
+const PRODUCER: &str = "producer";
+const CONSUMER: &str = "consumer";
 /// Slots of the ring: 16 full batches, as between two packet workers.
 const RING_ITEMS: usize = 1024;
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -82,11 +86,15 @@ impl Task for Consumer {
 /// Runs the benchmark; gives what is to be written.
 pub(crate) fn run(plan: &RingPlan) -> Result<String, BenchError> {
     let machine = Machine::look();
-    let rates = measure(plan)?;
-    let rate = Spread::of(rates.iter().copied());
-    let cycles = Spread::of(rates.iter().map(|rate| machine.tsc_hz() as f64 / rate));
+    let runs = measure(plan)?;
+    let rate = Spread::of(runs.iter().map(|run| run.items_per_second));
+    // On a busy machine a short run may carry nothing: one of the two workers had no turn.
+    let rates = runs.iter().map(|run| run.items_per_second).filter(|rate| *rate > 0.0);
+    let cycles = Spread::of(rates.map(|rate| machine.tsc_hz() as f64 / rate));
+    let shares: Option<Vec<f64>> = runs.iter().map(|run| run.core_share).collect();
+    let share = shares.map(Spread::of);
     if plan.json {
-        return Ok(to_json(plan, &machine, rate, cycles).to_string());
+        return Ok(to_json(plan, &machine, rate, cycles, share).to_string());
     }
     let mut table = Table::new(format!(
         "ring: bursts of {}, from core {} to core {}, {} runs of {} s",
@@ -98,14 +106,21 @@ pub(crate) fn run(plan: &RingPlan) -> Result<String, BenchError> {
     ));
     table.row("items/s", rate, 0);
     table.row("cycles/item", cycles, 2);
+    if let Some(share) = share {
+        table.row("share of its core", share, 2);
+        cpu_time::warning(share.min).iter().for_each(|warning| table.line(warning));
+    }
     table.line(&machine.to_text());
     Ok(table.text)
 }
 
-fn to_json(plan: &RingPlan, machine: &Machine, rate: Spread, cycles: Spread) -> Value {
+fn to_json(plan: &RingPlan, machine: &Machine, rate: Spread, cycles: Spread, share: Option<Spread>) -> Value {
     let mut object = Map::new();
     rate.put(&mut object, "items_per_second", 0);
     cycles.put(&mut object, "cycles_per_item", 2);
+    if let Some(share) = share {
+        share.put(&mut object, "core_share", 3);
+    }
     let settings = [
         ("benchmark", json!("ring")),
         ("burst", json!(plan.burst)),
@@ -118,33 +133,32 @@ fn to_json(plan: &RingPlan, machine: &Machine, rate: Spread, cycles: Spread) -> 
     Value::Object(object)
 }
 
-/// Items per second of each run.
-fn measure(plan: &RingPlan) -> Result<Vec<f64>, BenchError> {
+struct Run {
+    items_per_second: f64,
+    /// Share of its core that the worker with the least had, where the kernel tells.
+    core_share: Option<f64>,
+}
+
+fn measure(plan: &RingPlan) -> Result<Vec<Run>, BenchError> {
     let (producer, consumer) = ring::<u64>("bench", RING_ITEMS);
     let (status, result) = (producer.status(), Arc::new(AtomicU64::new(0)));
     let sum = Arc::clone(&result);
     let options = |name: &str, core| WorkerOptions::new(name, Some(core), IdlePolicy::BusyPoll);
-    let second = Worker::spawn(options("consumer", plan.consumer_core), move || Consumer {
+    let second = Worker::spawn(options(CONSUMER, plan.consumer_core), move || Consumer {
         input: consumer,
         batch: Batch::new(),
         sum: 0,
         result: sum,
     })?;
     let burst = plan.burst as u64;
-    let first = Worker::spawn(options("producer", plan.producer_core), move || Producer {
+    let first = Worker::spawn(options(PRODUCER, plan.producer_core), move || Producer {
         out: producer,
         burst,
         next: 0,
         batch: Batch::new(),
     })?;
     sleep(WARM_UP);
-    let rate = |_| {
-        let (start, before) = (tsc::now(), status.popped());
-        sleep(plan.duration);
-        let (cycles, items) = (tsc::now().saturating_sub(start), status.popped().saturating_sub(before));
-        items as f64 * tsc::hz() as f64 / cycles.max(1) as f64
-    };
-    let rates: Vec<f64> = (0..plan.runs).map(rate).collect();
+    let runs: Vec<Run> = (0..plan.runs).map(|_| watch(&status, plan.duration)).collect();
     let deadline = Instant::now() + DRAIN_PATIENCE;
     let drained = first.stop(deadline).drained && second.stop(deadline).drained;
     let (pushed, popped) = (status.pushed(), status.popped());
@@ -155,10 +169,25 @@ fn measure(plan: &RingPlan) -> Result<Vec<f64>, BenchError> {
     if result.load(Ordering::Acquire) != sum_below(popped) {
         return wrong(format!("the {popped} items that came out are not those that went in"));
     }
-    if rates.iter().any(|rate| *rate <= 0.0) {
-        return wrong("a run carried no item (are the cores taken by other threads?)".to_owned());
+    if runs.iter().all(|run| run.items_per_second <= 0.0) {
+        return wrong("no run carried an item (other threads have the cores: raise --seconds)".to_owned());
     }
-    Ok(rates)
+    Ok(runs)
+}
+
+/// One run: how many items come out while the harness sleeps.
+fn watch(status: &RingStatus, duration: Duration) -> Run {
+    let accounts = || cpu_time::of_threads(std::process::id());
+    let (threads, start, before) = (accounts(), tsc::now(), status.popped());
+    sleep(duration);
+    let (elapsed, items) = (tsc::now().saturating_sub(start), status.popped().saturating_sub(before));
+    let elapsed_ns = tsc::to_ns(elapsed).max(1) as f64;
+    let now = accounts();
+    let share = |name| cpu_time::share(&threads, &now, name, elapsed_ns);
+    Run {
+        items_per_second: items as f64 * 1e9 / elapsed_ns,
+        core_share: share(PRODUCER).zip(share(CONSUMER)).map(|(producer, consumer)| producer.min(consumer)),
+    }
 }
 
 /// 0 + 1 + … + (count - 1), wrapping.

@@ -4,12 +4,13 @@
 //! rates do not depend on how long an answer took. Counters of different ports are compared with the allowance that
 //! the daemon was working while it was read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use forebay_api::v1;
 use forebay_pipeline::counters::{difference, quantile};
 
+use crate::cpu_time;
 use crate::daemon::Daemon;
 use crate::error::BenchError;
 
@@ -23,6 +24,8 @@ pub(crate) struct Sample {
     pipeline: v1::GetPipelineResponse,
     /// How long the ports' counters took to come: they are from within this time.
     stats_took: Duration,
+    /// Nanoseconds that each thread of the daemon has run for.
+    cpu_time: HashMap<String, u64>,
 }
 
 /// The cost of one stage.
@@ -45,6 +48,8 @@ pub(crate) struct Run {
     /// All cycles of the workers that had packets, whatever they went into.
     pub worker_cycles_per_packet: f64,
     pub packets_per_call: f64,
+    /// Share of its core that the worker with the least had, where the kernel tells.
+    pub core_share: Option<f64>,
     /// In the order of the path.
     pub stages: Vec<StageCost>,
     /// In the order of [`QUANTILES`]; upper bounds, at most an eighth too high.
@@ -68,7 +73,7 @@ impl Sample {
         let asked = Instant::now();
         let stats = daemon.stats().await?;
         let stats_took = asked.elapsed();
-        Ok(Self { stats, pipeline: daemon.pipeline().await?, stats_took })
+        Ok(Self { stats, pipeline: daemon.pipeline().await?, stats_took, cpu_time: daemon.cpu_time() })
     }
 
     /// The figures between an older sample and this one, for packets from port `source` to port `sink`.
@@ -86,6 +91,7 @@ impl Sample {
             io_cycles_per_packet: work.cycles_of(true) / work.packets as f64,
             worker_cycles_per_packet: work.cycles as f64 / work.packets as f64,
             packets_per_call: work.packets as f64 / work.calls.max(1) as f64,
+            core_share: self.core_share(older, &work),
             stages: work.costs(),
             latency_ns: QUANTILES.map(|(_, share)| quantile(&work.latency, share)),
             lost: lost(&older.stats, &self.stats),
@@ -94,6 +100,13 @@ impl Sample {
         let gap = (older.stats_took + self.stats_took).as_secs_f64() * run.packets_per_second;
         balance(&older.stats, &self.stats, (source, sink), gap.ceil() as u64)?;
         Ok(run)
+    }
+
+    fn core_share(&self, older: &Self, work: &Work) -> Option<f64> {
+        let share = |(worker, elapsed_ns): &(String, f64)| {
+            cpu_time::share(&older.cpu_time, &self.cpu_time, worker, *elapsed_ns)
+        };
+        work.workers.iter().filter_map(share).min_by(f64::total_cmp)
     }
 }
 
@@ -105,6 +118,8 @@ struct Work {
     calls: u64,
     cycles: u64,
     packets_per_second: f64,
+    /// The workers that had packets, and the nanoseconds that passed for each.
+    workers: Vec<(String, f64)>,
     stages: Vec<StageSum>,
     latency: Vec<u64>,
 }
@@ -146,6 +161,7 @@ impl Work {
             self.packets += received;
             self.cycles += cycles;
             self.packets_per_second += received as f64 * tsc_hz as f64 / cycles as f64;
+            self.workers.push((worker.name.clone(), cycles as f64 * 1e9 / tsc_hz as f64));
         }
         let latency = difference(&worker.burst_ns_histogram, &before.burst_ns_histogram);
         self.latency.resize(self.latency.len().max(latency.len()), 0);
@@ -234,17 +250,17 @@ mod tests {
         v1::Stage { name: name.to_owned(), io, packets, calls: packets / 32, cycles }
     }
 
-    fn pipeline(packets: u64, scale: u64) -> v1::GetPipelineResponse {
+    fn pipeline(packets: u64) -> v1::GetPipelineResponse {
         let mut histogram = vec![0; 100];
         histogram[5] = packets;
         let worker = v1::Worker {
             name: "worker0".to_owned(),
             total_cycles: 100 * packets,
             stages: vec![
-                stage("receive", true, packets, 20 * packets * scale),
-                stage("admit", false, packets, 10 * packets * scale),
-                stage("dispatch", false, packets, 5 * packets * scale),
-                stage("transmit", true, packets, 15 * packets * scale),
+                stage("receive", true, packets, 20 * packets),
+                stage("admit", false, packets, 10 * packets),
+                stage("dispatch", false, packets, 5 * packets),
+                stage("transmit", true, packets, 15 * packets),
             ],
             burst_ns_histogram: histogram,
             ..v1::Worker::default()
@@ -276,11 +292,10 @@ mod tests {
     }
 
     fn sample(packets: u64, sent: u64, dropped: u64) -> Sample {
-        Sample {
-            stats: stats(packets, sent, dropped),
-            pipeline: pipeline(packets, 1),
-            stats_took: Duration::ZERO,
-        }
+        // 100 cycles a packet at 1 MHz are 100 us, of which the worker ran for 40.
+        let cpu_time = HashMap::from([("worker0".to_owned(), packets * 40_000), ("other".to_owned(), 7)]);
+        let (stats, pipeline) = (stats(packets, sent, dropped), pipeline(packets));
+        Sample { stats, pipeline, stats_took: Duration::ZERO, cpu_time }
     }
 
     const PORTS: (&str, &str) = ("vm1", "uplink0");
@@ -294,6 +309,7 @@ mod tests {
         assert!((run.io_cycles_per_packet - 35.0).abs() < 1e-9);
         assert!((run.worker_cycles_per_packet - 100.0).abs() < 1e-9);
         assert!((run.packets_per_call - 32.0).abs() < 1e-9);
+        assert!(run.core_share.is_some_and(|share| (share - 0.4).abs() < 1e-9), "{:?}", run.core_share);
         assert_eq!(run.latency_ns, [5; 4]);
         assert_eq!(run.lost_packets(), 0);
         let names: Vec<_> = run.stages.iter().map(|stage| (stage.name.as_str(), stage.io)).collect();

@@ -18,6 +18,8 @@ const UPLINK_MTU_BYTES: u16 = 1700;
 const SPARE_BUFFERS: u64 = 16_384;
 /// Memory of one packet buffer: 2048 bytes of data, the room before them, DPDK's own fields, rounded up.
 const BUFFER_BYTES: u64 = 2560;
+/// In ordinary pages each buffer has its own: DPDK lets none cross from one into the next.
+const PAGE_BYTES: u64 = 4096;
 /// The daemon's default is 512; less makes it start faster where there are no huge pages.
 const LEAST_MEMORY_MIB: u64 = 256;
 
@@ -52,8 +54,8 @@ impl Scenario {
     }
 
     /// Memory that DPDK needs, MiB. Three quarters of it become packet buffers.
-    pub(crate) fn memory_mib(&self) -> u64 {
-        let bytes = self.buffers() * BUFFER_BYTES * 4 / 3;
+    pub(crate) fn memory_mib(&self, hugepages: bool) -> u64 {
+        let bytes = self.buffers() * if hugepages { BUFFER_BYTES } else { PAGE_BYTES } * 4 / 3;
         bytes.div_ceil(1 << 20).max(LEAST_MEMORY_MIB)
     }
 
@@ -189,14 +191,16 @@ mod tests {
 
     #[test]
     fn memory_follows_the_flows() {
-        let memory = |count| {
+        let memory = |count, hugepages| {
             let mut scenario = scenario(Direction::Encap, 1, false);
             scenario.flows.count = count;
-            scenario.memory_mib()
+            scenario.memory_mib(hugepages) << 20
         };
-        assert_eq!(memory(1), LEAST_MEMORY_MIB);
+        assert_eq!(memory(1, false), LEAST_MEMORY_MIB << 20);
         for count in [65_536, 1 << 20] {
-            assert!(memory(count) << 20 >= (u64::from(count) + SPARE_BUFFERS) * BUFFER_BYTES * 4 / 3);
+            let buffers = u64::from(count) + SPARE_BUFFERS;
+            assert!(memory(count, true) * 3 / 4 >= buffers * BUFFER_BYTES);
+            assert!(memory(count, false) * 3 / 4 >= buffers * PAGE_BYTES);
         }
     }
 }

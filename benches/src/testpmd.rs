@@ -86,7 +86,7 @@ impl Testpmd<'_> {
             format!("--file-prefix=forebay-bench-{}", std::process::id()),
             format!("--lcores=0@{main},1@{}", self.core),
             "-m".to_owned(),
-            self.scenario.memory_mib().to_string(),
+            self.scenario.memory_mib(self.hugepages).to_string(),
             format!("--vdev=net_pcap0,rx_pcap={},infinite_rx=1", self.packets.display()),
             "--vdev=net_null0,no-rx=1".to_owned(),
             "--".to_owned(),
