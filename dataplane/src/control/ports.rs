@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 /// Where a port comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +72,13 @@ pub struct Ports {
     pub by_name: BTreeMap<String, PortRecord>,
     /// The names in the order in which they came: the first uplink wins.
     order: Vec<String>,
+    /// Numbers of ports that are gone, and since when: they rest for [`REST`].
+    resting: Vec<(Instant, PortId)>,
 }
+
+/// How long a port's number rests: longer than any packet is on its way between two workers, so that none that was meant
+/// for a port reaches the next one of that number.
+const REST: Duration = Duration::from_secs(5);
 
 impl Ports {
     /// A number that no port has.
@@ -79,6 +86,11 @@ impl Ports {
         let mut taken = vec![false; MAX_PORTS];
         for record in self.by_name.values() {
             if let Some(place) = taken.get_mut(record.id.index()) {
+                *place = true;
+            }
+        }
+        for (_, id) in self.resting.iter().filter(|(since, _)| since.elapsed() < REST) {
+            if let Some(place) = taken.get_mut(id.index()) {
                 *place = true;
             }
         }
@@ -94,7 +106,10 @@ impl Ports {
     /// Takes a port out.
     pub fn remove(&mut self, name: &str) -> Option<PortRecord> {
         self.order.retain(|other| other != name);
-        self.by_name.remove(name)
+        self.resting.retain(|(since, _)| since.elapsed() < REST);
+        let record = self.by_name.remove(name)?;
+        self.resting.push((Instant::now(), record.id));
+        Some(record)
     }
 
     /// A port behind a VLAN tag of this one.

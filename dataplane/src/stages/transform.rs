@@ -218,3 +218,25 @@ fn too_big(snapshot: &Snapshot, packet: &mut Packet, meta: &Meta, fits: usize) -
     debug_assert!(length >= ETHERNET_BYTES);
     if replace(packet, &tagged[..length + tags]) { Verdict::Answer(Some(DropReason::TooBig)) } else { lost }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ecn_is_combined_as_figure_4_of_rfc_6040_says() {
+        // By row the inner field: Not-ECT, ECT(0), ECT(1), CE; by column the outer one, likewise.
+        let codes = [NOT_ECT, ECT_0, ECT_1, CE];
+        let table = [
+            [Some(NOT_ECT), Some(NOT_ECT), Some(NOT_ECT), None],
+            [Some(ECT_0), Some(ECT_0), Some(ECT_1), Some(CE)],
+            [Some(ECT_1), Some(ECT_1), Some(ECT_1), Some(CE)],
+            [Some(CE), Some(CE), Some(CE), Some(CE)],
+        ];
+        for (inner, row) in codes.iter().zip(table) {
+            for (outer, expected) in codes.iter().zip(row) {
+                assert_eq!(combined_ecn(*outer, *inner), expected, "outer {outer}, inner {inner}");
+            }
+        }
+    }
+}

@@ -218,13 +218,26 @@ mod tests {
         let mut group = bytes.clone();
         group[0] = 1;
         assert_eq!(packet_too_big(&group, &parse(&group), 1400, [2; 6], &mut out), None);
+        let to_a_group = |v6: bool| {
+            let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+            let builder = match v6 {
+                true => builder.ipv6([1; 16], [0xff; 16], 64),
+                false => builder.ipv4([10, 0, 0, 1], [224, 0, 0, 1], 64),
+            };
+            let mut out = Vec::new();
+            builder.udp(1, 2).write(&mut out, &[7; 1460]).unwrap();
+            out
+        };
+        for group in [to_a_group(false), to_a_group(true)] {
+            assert_eq!(packet_too_big(&group, &parse(&group), 1400, [2; 6], &mut out), None);
+        }
     }
 
     #[test]
     fn echo_is_answered_with_a_right_checksum() {
         let mut bytes = Vec::new();
         PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
-            .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+            .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 3)
             .icmpv4_echo_request(7, 9)
             .write(&mut bytes, b"payload")
             .unwrap();
@@ -233,7 +246,7 @@ mod tests {
         let frame = parse(&bytes);
         assert_eq!(frame.key.ipv4(), Some((0x0a00_0002, 0x0a00_0001)));
         assert_eq!(checksum::of(&bytes[34..]), 0);
-        assert_eq!(bytes[34], ECHO_REPLY);
+        assert_eq!((bytes[34], bytes[22]), (ECHO_REPLY, TTL), "the reply has a way of its own before it");
         assert!(!answer_echo(&mut bytes, &frame));
     }
 }

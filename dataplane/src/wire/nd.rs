@@ -173,6 +173,35 @@ mod tests {
     }
 
     #[test]
+    fn an_ambiguous_list_of_options_is_malformed() {
+        const OTHER: [u8; 8] = [1, 1, 2, 9, 9, 9, 9, 9];
+        let question = Neighbor::question(address(1), MAC, address(2));
+        let with = |options: &[u8]| {
+            let mut frame = question.frame(MAC, MAC)[..78].to_vec();
+            frame.extend(options);
+            let length = (frame.len() - 54) as u16;
+            frame[18..20].copy_from_slice(&length.to_be_bytes());
+            frame[56..58].fill(0);
+            let sum = checksum::pseudo_v6(question.src, question.dst, protocol::ICMPV6, u32::from(length));
+            let field = checksum::fold(checksum::add(sum, &frame[54..]));
+            frame[56..58].copy_from_slice(&field.to_be_bytes());
+            Neighbor::parse(&frame, 14, 54, frame.len()).map(|neighbor| neighbor.link_layer)
+        };
+        assert_eq!(with(&[]), Some(None));
+        assert_eq!(with(&OTHER), Some(Some([2, 9, 9, 9, 9, 9])));
+        let nonces = [14, 1, 0, 0, 0, 0, 0, 0].repeat(8);
+        assert_eq!(with(&nonces), Some(None));
+        assert_eq!(with(&[OTHER, OTHER].concat()), None, "two addresses of one kind");
+        assert_eq!(with(&[&nonces[..], &OTHER].concat()), None, "an address behind what is looked at");
+        assert_eq!(
+            with(&[1, 2, 2, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0]),
+            None,
+            "an address that is no MAC"
+        );
+        assert_eq!(with(&[&OTHER[..], &[0]].concat()), None, "a byte behind the options");
+    }
+
+    #[test]
     fn what_rfc_4861_discards_is_discarded() {
         let question = Neighbor::question(address(1), MAC, address(2));
         let good = question.frame(MAC, MAC);

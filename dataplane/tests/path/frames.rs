@@ -147,7 +147,8 @@ impl Outer {
         let (source, destination) = self.macs;
         let mut out = Vec::new();
         let length = (8 + vxlan.len()) as u16;
-        let mut udp = UdpHeader { source_port: self.source_port, destination_port: 4789, length, checksum: 0 };
+        let mut udp =
+            UdpHeader { source_port: self.source_port, destination_port: 4789, length, checksum: 0 };
         if self.dst.contains(':') {
             let ip = Ipv6Header {
                 traffic_class: self.class,
@@ -164,7 +165,8 @@ impl Outer {
             Ethernet2Header { source, destination, ether_type: EtherType::IPV6 }.write(&mut out).unwrap();
             ip.write(&mut out).unwrap();
         } else {
-            let mut ip = Ipv4Header::new(length, self.ttl, IpNumber::UDP, v4(&self.src), v4(&self.dst)).unwrap();
+            let mut ip =
+                Ipv4Header::new(length, self.ttl, IpNumber::UDP, v4(&self.src), v4(&self.dst)).unwrap();
             ip.dscp = (self.class >> 2).try_into().unwrap();
             ip.ecn = (self.class & 3).try_into().unwrap();
             ip.dont_fragment = true;
@@ -200,7 +202,13 @@ pub fn internet_sum(parts: &[&[u8]]) -> u16 {
 }
 
 /// An ARP packet, RFC 826.
-pub fn arp(from: [u8; 6], to: [u8; 6], operation: u16, sender: ([u8; 6], &str), target: ([u8; 6], &str)) -> Vec<u8> {
+pub fn arp(
+    from: [u8; 6],
+    to: [u8; 6],
+    operation: u16,
+    sender: ([u8; 6], &str),
+    target: ([u8; 6], &str),
+) -> Vec<u8> {
     let op = operation.to_be_bytes();
     let (sender_ip, target_ip) = (v4(sender.1), v4(target.1));
     [&to[..], &from, &[8, 6, 0, 1, 8, 0, 6, 4], &op, &sender.0, &sender_ip, &target.0, &target_ip].concat()

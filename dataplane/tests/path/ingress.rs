@@ -41,9 +41,13 @@ fn every_shape_arrives_unchanged() {
 fn vni_and_mac_choose_the_port() {
     let mut world = World::new();
     let inner = inner4(mac(VM1), 0, 10);
-    for (vni, to, at) in
-        [(100, mac(VM1), VM1), (100, mac(VM4), VM4), (200, mac(VM1), VM2), (200, mac(VM4), VM2), (400, mac(VM1), TRUNK)]
-    {
+    for (vni, to, at) in [
+        (100, mac(VM1), VM1),
+        (100, mac(VM4), VM4),
+        (200, mac(VM1), VM2),
+        (200, mac(VM4), VM2),
+        (400, mac(VM1), TRUNK),
+    ] {
         let inner = [&to[..], &inner[6..]].concat();
         assert_eq!(world.run(UPLINK, &Outer::to_us(vni).wrap(&inner)).frame(at), inner);
     }
@@ -223,7 +227,8 @@ fn echo_requests_to_the_uplink_are_answered() {
     let sum = internet_sum(&[&echo]);
     echo[2..4].copy_from_slice(&sum.to_be_bytes());
     let packet = |src: &str, dst: &str, ttl: u8, message: &[u8]| {
-        let mut frame = [&UPLINK_MAC[..], &PEER_MAC, &[8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, ttl, 1, 0, 0]].concat();
+        let mut frame =
+            [&UPLINK_MAC[..], &PEER_MAC, &[8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, ttl, 1, 0, 0]].concat();
         frame.extend(v4(src));
         frame.extend(v4(dst));
         frame.extend(message);
@@ -249,7 +254,10 @@ fn echo_requests_to_the_uplink_are_answered() {
     }
     world.run(UPLINK, &packet("192.0.2.2", "192.0.2.1", 64, &reply)).is_drop(DropReason::UnknownTunnel);
 
-    let (ask, said) = ([&[128, 0, 0, 0, 0, 1][..], &payload(9)].concat(), [&[129, 0, 0, 0, 0, 1][..], &payload(9)].concat());
+    let (ask, said) = (
+        [&[128, 0, 0, 0, 0, 1][..], &payload(9)].concat(),
+        [&[129, 0, 0, 0, 0, 1][..], &payload(9)].concat(),
+    );
     let mut question = icmp6((PEER_MAC, UPLINK_MAC), "2001:db8::2", "2001:db8::1", &ask);
     question[21] = 3;
     let mut expected = icmp6((UPLINK_MAC, PEER_MAC), "2001:db8::1", "2001:db8::2", &said);
@@ -261,7 +269,8 @@ fn echo_requests_to_the_uplink_are_answered() {
 fn neighbours_of_the_uplink_are_answered_and_believed() {
     use forebay_dataplane::control::notice::Notice;
     let mut world = World::new();
-    let seen = |address: &str| Notice::Seen { uplink: UPLINK, address: address.parse().unwrap(), mac: PEER_MAC };
+    let seen =
+        |address: &str| Notice::Seen { uplink: UPLINK, address: address.parse().unwrap(), mac: PEER_MAC };
     for asked in ["192.0.2.1", "192.0.2.77"] {
         let question = arp(PEER_MAC, BROADCAST, 1, (PEER_MAC, "192.0.2.2"), ([0; 6], asked));
         let outcome = world.run(UPLINK, &question);
@@ -282,7 +291,12 @@ fn neighbours_of_the_uplink_are_answered_and_believed() {
     let answer = icmp6((UPLINK_MAC, PEER_MAC), "2001:db8::1", "2001:db8::2", &said);
     assert_eq!((outcome.frame(UPLINK), &outcome.notices[..]), (&answer[..], &[seen("2001:db8::2")][..]));
     // Somebody tries our address: all nodes are told, and nobody is believed.
-    let probe = icmp6((PEER_MAC, [0x33, 0x33, 0xff, 0, 0, 1]), "::", "ff02::1:ff00:1", &nd(135, 0, "2001:db8::1", None));
+    let probe = icmp6(
+        (PEER_MAC, [0x33, 0x33, 0xff, 0, 0, 1]),
+        "::",
+        "ff02::1:ff00:1",
+        &nd(135, 0, "2001:db8::1", None),
+    );
     let outcome = world.run(UPLINK, &probe);
     let said = nd(136, 0x20, "2001:db8::1", Some((2, UPLINK_MAC)));
     let answer = icmp6((UPLINK_MAC, [0x33, 0x33, 0, 0, 0, 1]), "2001:db8::1", "ff02::1", &said);

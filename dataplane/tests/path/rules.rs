@@ -1,7 +1,7 @@
 //! The rules of the test's host, from their JSON lines to the tables of a snapshot; a small stand-in for the control
 //! side's compiler.
 
-use crate::harness::{TRUNK, UPLINK, UPLINK_MAC, VM1, VM2, VM3, VM4};
+use crate::host::{TRUNK, UPLINK, UPLINK_MAC, VM1, VM2, VM3, VM4};
 use forebay_api::rule_json::parse_rule;
 use forebay_dataplane::action::{Action, PortId, TunnelRef};
 use forebay_dataplane::counters::DropReason;
@@ -86,9 +86,7 @@ fn port(name: &str) -> PortId {
 
 fn tunnel(forward: &Forward, hops: &mut Hops) -> Tunnel {
     let source: IpAddr = if forward.remote.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" }.parse().unwrap();
-    let vni = match forward.tunnel {
-        Opaque::Vxlan(vni) => vni,
-    };
+    let Opaque::Vxlan(vni) = forward.tunnel;
     let template = Template::new(UPLINK_MAC, source, forward.remote, vni, forward.ttl, forward.dscp).unwrap();
     Tunnel { generation: 1, template, uplink: UPLINK, next_hop: hops.acquire(forward.remote) }
 }
@@ -126,7 +124,8 @@ pub fn tables(change: impl Fn(&str) -> &str) -> Plan {
             Scope::Ingress(scope) => {
                 known.insert(opaque_bits(scope.tunnel));
                 let uplink = scope.uplink.as_ref().map(|name| port(name).0);
-                let pattern = Pattern::ingress(&rule.matches, scope.tunnel, scope.local, scope.remote, uplink);
+                let pattern =
+                    Pattern::ingress(&rule.matches, scope.tunnel, scope.local, scope.remote, uplink);
                 ingress.push(TableRule { pattern, precedence, id, slot, action, names_layer2 });
             }
         }

@@ -142,7 +142,9 @@ fn senders_and_targets_of_neighbor_discovery() {
     // Two addresses of one kind, or so many options that not all are looked at.
     let both = [&nd(136, 0x20, "fd00:1::1", Some((2, mac(VM2))))[..], &[2, 1], &mac(VM1)].concat();
     refused(&mut world, &icmp6(macs, "fd00:1::1", "ff02::1", &both), DropReason::Malformed);
-    let late = [&nd(136, 0x20, "fd00:1::1", None)[..], &[14, 1, 0, 0, 0, 0, 0, 0].repeat(8), &[2, 1], &mac(VM2)].concat();
+    let late =
+        [&nd(136, 0x20, "fd00:1::1", None)[..], &[14, 1, 0, 0, 0, 0, 0, 0].repeat(8), &[2, 1], &mac(VM2)]
+            .concat();
     refused(&mut world, &icmp6(macs, "fd00:1::1", "ff02::1", &late), DropReason::Malformed);
     let long = [&nd(136, 0x20, "fd00:1::1", None)[..], &[2, 2], &mac(VM2), &[0; 8]].concat();
     refused(&mut world, &icmp6(macs, "fd00:1::1", "ff02::1", &long), DropReason::Malformed);
@@ -238,6 +240,7 @@ fn traps_go_before_rules_unless_a_rule_names_layer_2() {
     igmp[23] = 2;
     fix_ipv4(&mut igmp, 14);
     world.run(VM1, &igmp).is_trap(VM1, &igmp);
-    let mld = icmp6((mac(VM1), [0x33, 0x33, 0, 0, 0, 0x16]), "fe80::1", "ff02::16", &[143, 0, 0, 0, 0, 0, 0, 0]);
+    let mld =
+        icmp6((mac(VM1), [0x33, 0x33, 0, 0, 0, 0x16]), "fe80::1", "ff02::16", &[143, 0, 0, 0, 0, 0, 0, 0]);
     world.run(VM1, &mld).is_trap(VM1, &mld);
 }

@@ -12,7 +12,8 @@ fn error4(frame: &[u8], from: [u8; 6], tags: usize, fits: u16) -> Vec<u8> {
     let sum = internet_sum(&[&message]);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     let total = (20 + message.len()) as u16;
-    let head = [&[0x45, 0][..], &total.to_be_bytes(), &[0, 0, 0, 0, 64, 1, 0, 0], &packet[16..20], &packet[12..16]];
+    let head =
+        [&[0x45, 0][..], &total.to_be_bytes(), &[0, 0, 0, 0, 64, 1, 0, 0], &packet[16..20], &packet[12..16]];
     let mut out = [&frame[6..12], &from, &frame[12..14 + tags], &head.concat(), &message].concat();
     fix_ipv4(&mut out, 14 + tags);
     out
@@ -89,7 +90,11 @@ fn in_pieces_and_without_a_gateway() {
     let frame = udp4("10.1.0.2", 1550);
     for cuts in [&[1, 2, 3][..], &[14], &[34, 600], &[500, 582, 583]] {
         world.put_cut(VM1, &frame, cuts);
-        assert_eq!(world.step(VM1).frame(VM1), error4(&frame, GATEWAY_MAC, 0, UPLINK_MTU - 50), "cut at {cuts:?}");
+        assert_eq!(
+            world.step(VM1).frame(VM1),
+            error4(&frame, GATEWAY_MAC, 0, UPLINK_MTU - 50),
+            "cut at {cuts:?}"
+        );
     }
     // VM2 has no gateway: the error comes from whom it talked to.
     let frame = frame4(mac(VM2), OTHER_MAC, "10.1.0.1", "10.1.0.2", 0, 1550);
