@@ -112,7 +112,7 @@ fn tap_is_removed_and_added_again() {
 #[test]
 fn tap_goes_on_after_the_pool_was_empty() {
     let _ns = Namespace::enter("dry");
-    let pool = PacketPool::new(eal(), "small", 31, 2048).unwrap();
+    let pool = PacketPool::new(eal(), "small", 63, 2048).unwrap();
     let (_device, mut rx, _tx) = open(eal(), "tap:vm1", &DeviceOptions::new(&pool));
     let kernel = KernelPort::new("vm1");
     let hoard: Vec<_> = std::iter::from_fn(|| pool.allocate()).collect();
@@ -128,6 +128,20 @@ fn tap_goes_on_after_the_pool_was_empty() {
     let mut last = Vec::new();
     while last != frame(9, 100) {
         last = receive(&mut rx, 1).pop().expect("the queue stands still");
+    }
+}
+
+#[test]
+fn tap_takes_frames_beyond_its_mtu_whole() {
+    let _ns = Namespace::enter("long");
+    let pool = pool(eal());
+    let (_device, mut rx, _tx) = open(eal(), "tap:vm1", &DeviceOptions::new(&pool));
+    // The far end is the tenant's, who sets what length it likes.
+    ip("link set vm1 mtu 65000");
+    let kernel = KernelPort::new("vm1");
+    for length in [2048, 2049, 9042, 65_000] {
+        kernel.send(&frame(7, length));
+        assert_eq!(receive(&mut rx, 1), [frame(7, length)], "{length} bytes");
     }
 }
 
