@@ -161,6 +161,14 @@ impl PortTotals {
         self.rx_packets += counters.rx_packets.get();
     }
 
+    /// Counts what a worker took over from others as received, and not what it gave to them: so that the equation holds for
+    /// the worker by itself.
+    pub fn add_as_worker(&mut self, counters: &PortCounters) {
+        let handed = counters.handed.get();
+        self.add(counters);
+        self.rx_packets = self.rx_packets.wrapping_add(counters.taken.get()).wrapping_sub(handed);
+    }
+
     /// Adds the totals of another port.
     pub fn join(&mut self, other: &PortTotals) {
         self.rx_packets += other.rx_packets;
@@ -303,6 +311,11 @@ mod tests {
         assert_eq!((totals.in_flight(), totals.waiting, totals.dropped()), (3, 2, 4));
         assert_eq!(totals.since(&totals.clone()).in_flight(), 0);
         assert_eq!(totals.drops_by_name()["no_rule"], 4);
+        counters.taken.add(2);
+        counters.handed.add(5);
+        let mut worker = PortTotals::default();
+        worker.add_as_worker(&counters);
+        assert_eq!(worker.in_flight(), 0);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use forebay_api::v1::{GetPipelineRequest, GetPipelineResponse, Queue, Stage, Wor
 use serde::Serialize;
 
 use super::failure::Failure;
+use super::stats::{ConservationOut, write_equation};
 use super::table::{Table, left, right};
 use super::{Form, Out, write_json};
 
@@ -70,6 +71,10 @@ struct WorkerView<'a> {
     path_cycles_per_packet: Option<f64>,
     io_cycles_per_packet: Option<f64>,
     queues: Vec<QueueView<'a>>,
+    /// Totals since the worker's start, not of the interval.
+    conservation: ConservationOut,
+    #[serde(skip)]
+    equation: Option<&'a forebay_api::v1::Conservation>,
 }
 
 #[derive(Serialize)]
@@ -145,6 +150,8 @@ impl<'a> WorkerView<'a> {
             path_cycles_per_packet: cycles_per_packet(stages.iter().filter(|stage| !stage.io)),
             io_cycles_per_packet: cycles_per_packet(stages.iter().filter(|stage| stage.io)),
             stages,
+            conservation: ConservationOut::new(after.conservation.as_ref()),
+            equation: after.conservation.as_ref(),
             queues: after
                 .queues
                 .iter()
@@ -234,6 +241,7 @@ fn write_text(view: &PipelineView<'_>, out: &mut Out<'_>) -> io::Result<()> {
                 queue.name, queue.depth, queue.capacity, queue.refused
             )?;
         }
+        write_equation(&format!("  {}", worker.name), worker.equation, out)?;
     }
     Ok(())
 }

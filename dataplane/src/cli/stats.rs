@@ -64,7 +64,7 @@ pub struct CountersOut<'a> {
 }
 
 #[derive(Serialize)]
-struct ConservationOut {
+pub(super) struct ConservationOut {
     received_packets: u64,
     sent_packets: u64,
     delivered_packets: u64,
@@ -124,7 +124,7 @@ impl<'a> CountersOut<'a> {
 }
 
 impl ConservationOut {
-    fn new(conservation: Option<&Conservation>) -> Self {
+    pub(super) fn new(conservation: Option<&Conservation>) -> Self {
         // An equation that the daemon does not give does not hold.
         let of = conservation.copied().unwrap_or_default();
         Self {
@@ -196,7 +196,11 @@ fn reasons(drops: &BTreeMap<String, u64>) -> String {
     seen.join(", ")
 }
 
-fn write_equation(of: &str, conservation: Option<&Conservation>, out: &mut Out<'_>) -> io::Result<()> {
+pub(super) fn write_equation(
+    of: &str,
+    conservation: Option<&Conservation>,
+    out: &mut Out<'_>,
+) -> io::Result<()> {
     let sides = ConservationOut::new(conservation);
     let verdict = if sides.holds { "" } else { " DOES NOT HOLD" };
     writeln!(

@@ -3,7 +3,7 @@
 
 use super::notice::{Notice, Trapped, notices};
 use crate::config::{Idle, Layout, Workers};
-use crate::counters::WorkerTally;
+use crate::counters::{PortTotals, WorkerTally};
 use crate::snapshot::{MAX_PORTS, Neighbours, Snapshot};
 use crate::stages::admit::Admit;
 use crate::stages::classify::Classify;
@@ -56,6 +56,15 @@ pub struct Member {
 }
 
 impl Member {
+    /// What became of all packets that the worker had in its hands.
+    pub fn totals(&self) -> PortTotals {
+        let mut totals = PortTotals::default();
+        for counters in &self.figures.tally.ports {
+            totals.add_as_worker(counters);
+        }
+        totals
+    }
+
     /// The worker's name, core and counters.
     pub fn worker(&self) -> &Worker {
         &self.worker

@@ -255,7 +255,7 @@ fn stage_message(name: &str, io: bool, counters: &StageCounters) -> v1::Stage {
     }
 }
 
-fn worker_message(member: &super::crew::Member) -> v1::Worker {
+fn worker_message(member: &super::crew::Member, bound: u64) -> v1::Worker {
     let (worker, figures) = (member.worker(), &member.figures);
     let counters = worker.counters();
     let io = |wanted: &'static str| {
@@ -293,6 +293,7 @@ fn worker_message(member: &super::crew::Member) -> v1::Worker {
             .as_ref()
             .map(|histogram| histogram.snapshot())
             .unwrap_or_default(),
+        conservation: Some(conservation(&member.totals(), bound)),
     }
 }
 
@@ -337,7 +338,10 @@ impl v1::stats_server::Stats for Service {
         &self,
         _: Request<v1::GetPipelineRequest>,
     ) -> Result<Response<v1::GetPipelineResponse>, Status> {
-        let workers = self.host.with_crew(|crew| crew.members().iter().map(worker_message).collect());
+        let workers = self.host.with_crew(|crew| {
+            let bound = crew.holds_packets() as u64;
+            crew.members().iter().map(|member| worker_message(member, bound)).collect()
+        });
         Ok(Response::new(v1::GetPipelineResponse {
             layout: self.layout.to_string(),
             idle: self.idle.to_string(),

@@ -152,14 +152,17 @@ class Host:
 
     def at_rest(self):
         """Every counter, once nothing is in flight. Fails where the conservation equation does not hold then."""
-        last = None
+        last, workers = None, []
 
         def quiet():
-            nonlocal last
+            nonlocal last, workers
             last = self.stats()
-            return not last.unbalanced()
+            shown = self.json("pipeline", "show", "--interval-ms", "0")["workers"]
+            equations = [(worker["name"], worker["conservation"]) for worker in shown]
+            workers = [pair for pair in equations if not pair[1]["holds"] or pair[1]["in_flight_packets"] != 0]
+            return not last.unbalanced() and not workers
 
-        wait_until(quiet, lambda: f"{self.name}: conservation: {last.unbalanced()}", REST_TIMEOUT_S)
+        wait_until(quiet, lambda: f"{self.name}: conservation: {last.unbalanced()} {workers}", REST_TIMEOUT_S)
         return last
 
     # ---- expectations
