@@ -145,14 +145,16 @@ async fn serve_control(
     listener: UnixListener,
     stop: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(forebay_api::FILE_DESCRIPTOR_SET)
-        .build_v1();
-    let reflection = match reflection {
-        Ok(reflection) => Some(reflection),
-        Err(error) => {
+    // Both versions of the protocol: tools of some years ago know the older one only.
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(forebay_api::FILE_DESCRIPTOR_SET)
+    };
+    let (newer, older) = match (builder().build_v1(), builder().build_v1alpha()) {
+        (Ok(newer), Ok(older)) => (Some(newer), Some(older)),
+        (Err(error), _) | (_, Err(error)) => {
             tracing::error!("reflection is off: {error}");
-            None
+            (None, None)
         }
     };
     // The end of a load commits it, so a call that is broken off must not look like one that ended.
@@ -165,7 +167,8 @@ async fn serve_control(
         )
         .add_service(v1::stats_server::StatsServer::new(service.clone()))
         .add_service(v1::traps_server::TrapsServer::new(service))
-        .add_optional_service(reflection);
+        .add_optional_service(newer)
+        .add_optional_service(older);
     Ok(server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop).await?)
 }
 

@@ -14,6 +14,7 @@ use crate::MAX_MESSAGE_BYTES;
 use crate::v1::ports_client::PortsClient;
 use crate::v1::rules_client::RulesClient;
 use crate::v1::stats_client::StatsClient;
+use crate::v1::traps_client::TrapsClient;
 
 /// Where the daemon's control socket is unless it is told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/forebay/forebay.sock";
@@ -27,6 +28,8 @@ pub struct Client {
     pub rules: RulesClient<Channel>,
     /// What the host counts.
     pub stats: StatsClient<Channel>,
+    /// What the host traps.
+    pub traps: TrapsClient<Channel>,
 }
 
 /// The control socket did not take the connection.
@@ -70,11 +73,26 @@ pub enum ConnectError {
     },
 }
 
-/// Connects to the daemon behind a Unix socket. A connection that is lost later is made again by the next call.
+/// Connects to the daemon behind a Unix socket: the clients of its services.
+///
+/// # Errors
+/// As [`channel`].
+pub async fn connect(socket: &Path) -> Result<Client, ConnectError> {
+    let channel = channel(socket).await?;
+    Ok(Client {
+        ports: PortsClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        rules: RulesClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        stats: StatsClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        traps: TrapsClient::new(channel),
+    })
+}
+
+/// Connects to the daemon behind a Unix socket: the channel, for services of other packages. A connection that is lost
+/// later is made again by the next call.
 ///
 /// # Errors
 /// The socket does not exist, nobody listens on it, or this user may not use it.
-pub async fn connect(socket: &Path) -> Result<Client, ConnectError> {
+pub async fn channel(socket: &Path) -> Result<Channel, ConnectError> {
     // The first connection is made here, so that its error is the system's own; the channel then takes it over.
     let first = UnixStream::connect(socket).await.map_err(|source| refused(socket, source))?;
     let first = Arc::new(Mutex::new(Some(first)));
@@ -91,15 +109,10 @@ pub async fn connect(socket: &Path) -> Result<Client, ConnectError> {
         }
     });
     // gRPC wants an authority; over a Unix socket nobody reads it.
-    let channel = Endpoint::from_static("http://forebay")
+    Endpoint::from_static("http://forebay")
         .connect_with_connector(connector)
         .await
-        .map_err(|source| ConnectError::Protocol { socket: socket.to_owned(), source })?;
-    Ok(Client {
-        ports: PortsClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
-        rules: RulesClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
-        stats: StatsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
-    })
+        .map_err(|source| ConnectError::Protocol { socket: socket.to_owned(), source })
 }
 
 fn refused(socket: &Path, source: io::Error) -> ConnectError {
