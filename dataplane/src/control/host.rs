@@ -9,11 +9,10 @@ use super::ports::{PortRecord, PortSource, Ports, entry};
 use super::resolver::Resolver;
 use super::store::{Change, Store, StoreError};
 use super::tunnels::Tunnels;
-use crate::action::PortId;
+use super::view::{raw_rule_counts, totals};
 use crate::config::{self, Config, Device as Place};
-use crate::counters::PortTotals;
 use crate::rules::rule::{NotCanonical, Rule};
-use crate::snapshot::{MAX_DEVICES, MAX_PORTS, Neighbours, Snapshot};
+use crate::snapshot::{MAX_PORTS, Neighbours, Snapshot};
 use forebay_api::spec_error::SpecError;
 use forebay_api::{rule_check, v1};
 use forebay_pipeline::publish::{Publisher, Stalled};
@@ -25,7 +24,7 @@ use forebay_sriov::{
 use parking_lot::Mutex;
 use prost::Message;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// How long a change waits for the workers. They pass to a new snapshot within microseconds, naps included.
@@ -116,26 +115,26 @@ impl Offer {
 }
 
 /// Everything that changes.
-struct State {
-    ports: Ports,
-    book: Book,
-    tunnels: Tunnels,
-    snapshot: Arc<Snapshot>,
-    crew: Option<Crew>,
+pub(super) struct State {
+    pub(super) ports: Ports,
+    pub(super) book: Book,
+    pub(super) tunnels: Tunnels,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) crew: Option<Crew>,
     /// By rule slot: what it had counted before the rule was there.
-    rule_baselines: Vec<(u64, u64)>,
+    pub(super) rule_baselines: Vec<(u64, u64)>,
 }
 
 /// A host.
 pub struct Host {
-    name: String,
-    started: Instant,
-    eal: Eal,
-    pool: PacketPool,
-    store: Store,
-    publisher: Publisher<Snapshot>,
-    resolver: Arc<Mutex<Resolver>>,
-    state: Mutex<State>,
+    pub(super) name: String,
+    pub(super) started: Instant,
+    pub(super) eal: Eal,
+    pub(super) pool: PacketPool,
+    pub(super) store: Store,
+    pub(super) publisher: Publisher<Snapshot>,
+    pub(super) resolver: Arc<Mutex<Resolver>>,
+    pub(super) state: Mutex<State>,
 }
 
 impl Host {
@@ -482,101 +481,6 @@ impl Host {
         Ok(passed?)
     }
 
-    /// Rules with their counters, in the order of their ids.
-    ///
-    /// # Errors
-    /// The state cannot be read.
-    pub fn rules(&self, ids: &[Arc<str>]) -> Result<Vec<v1::RuleStatus>, HostError> {
-        let messages = self.store.rules_by_id(ids.iter().map(|id| &**id))?;
-        let state = self.state.lock();
-        let statuses = messages.into_iter().map(|rule| {
-            let (packets, bytes) = state.book.slot(&rule.id).map_or((0, 0), |slot| rule_counts(&state, slot));
-            v1::RuleStatus { rule: Some(rule), packets, bytes }
-        });
-        Ok(statuses.collect())
-    }
-
-    /// Ids of a port's egress rules, or of all rules, sorted.
-    ///
-    /// # Errors
-    /// There is no such port.
-    pub fn rule_ids(&self, port: &str) -> Result<Vec<Arc<str>>, HostError> {
-        let state = self.state.lock();
-        if port.is_empty() {
-            return Ok(state.book.ids(None));
-        }
-        if !state.ports.by_name.contains_key(port) {
-            return Err(HostError::NoPort { port: port.to_owned() });
-        }
-        Ok(state.book.ids(Some(port)))
-    }
-
-    /// Calls `visit` with every port and what it has counted, in the order of names.
-    pub fn visit_ports<T>(&self, mut visit: impl FnMut(&PortRecord, PortTotals, usize) -> T) -> Vec<T> {
-        let state = self.state.lock();
-        let all = state.ports.by_name.values();
-        all.map(|record| {
-            let totals = totals(&state, record.id).since(&record.baseline);
-            visit(record, totals, state.book.mention_count(&record.config.name))
-        })
-        .collect()
-    }
-
-    /// Calls `look` with the workers, if they run.
-    pub fn with_crew<T>(&self, look: impl FnOnce(&Crew) -> T) -> Option<T> {
-        self.state.lock().crew.as_ref().map(look)
-    }
-
-    /// The number of rules.
-    pub fn rule_count(&self) -> usize {
-        self.state.lock().book.len()
-    }
-
-    /// The host's name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// How long the host has run.
-    pub fn uptime(&self) -> Duration {
-        self.started.elapsed()
-    }
-
-    /// The packet memory.
-    pub fn pool(&self) -> &PacketPool {
-        &self.pool
-    }
-
-    /// The snapshot in force.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.publisher.current()
-    }
-
-    /// The next hops.
-    pub fn resolver(&self) -> &Mutex<Resolver> {
-        &self.resolver
-    }
-
-    /// Asks every device for its link, and tells the workers. Returns the ports that went up or down.
-    pub fn watch_links(&self) -> Vec<(String, bool)> {
-        let Some(state) = self.state.try_lock() else { return Vec::new() };
-        let records = || state.ports.by_name.values();
-        let mut links = [true; MAX_DEVICES];
-        for device in records().filter_map(|record| record.device.as_ref()) {
-            if let Some(link) = links.get_mut(usize::from(device.id())) {
-                *link = device.link_up();
-            }
-        }
-        let mut changed = Vec::new();
-        for record in records() {
-            let up = links.get(usize::from(record.device_id)).copied().unwrap_or(true);
-            if record.up.swap(up, Ordering::Relaxed) != up {
-                changed.push((record.config.name.clone(), up));
-            }
-        }
-        changed
-    }
-
     /// Stops the workers after they have sent what they hold, and closes every device.
     pub fn stop(&self) {
         let mut state = self.state.lock();
@@ -610,31 +514,6 @@ fn data_room_bytes(config: &Config) -> u16 {
 
 fn one_line(problems: &[config::Problem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
-/// What all workers have counted for a port number.
-fn totals(state: &State, id: PortId) -> PortTotals {
-    let mut totals = PortTotals::default();
-    for member in state.crew.iter().flat_map(Crew::members) {
-        if let Some(counters) = member.figures.tally.ports.get(id.index()) {
-            totals.add(counters);
-        }
-    }
-    totals
-}
-
-fn raw_rule_counts(state: &State, slot: u32) -> (u64, u64) {
-    let counters =
-        state.crew.iter().flat_map(Crew::members).filter_map(|member| member.figures.tally.rules.get(slot));
-    counters.fold((0, 0), |(packets, bytes), counter| {
-        (packets + counter.packets.get(), bytes + counter.bytes.get())
-    })
-}
-
-fn rule_counts(state: &State, slot: u32) -> (u64, u64) {
-    let (packets, bytes) = raw_rule_counts(state, slot);
-    let (before_packets, before_bytes) = state.rule_baselines.get(slot as usize).copied().unwrap_or_default();
-    (packets - before_packets, bytes - before_bytes)
 }
 
 /// New rules count from zero, whoever had their slot before.

@@ -16,3 +16,4 @@ pub mod server;
 pub mod steward;
 pub mod store;
 pub mod tunnels;
+mod view;
