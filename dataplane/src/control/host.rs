@@ -4,7 +4,7 @@
 //! book; publish a new snapshot; wait until every worker looks at it. What fails before the second step has changed nothing.
 
 use super::book::{Book, PortKind, RuleError, Touched, World};
-use super::crew::{Crew, Ends};
+use super::crew::{Crew, CrewError, Ends};
 use super::ports::{PortRecord, PortSource, Ports, entry};
 use super::resolver::Resolver;
 use super::store::{Change, Store, StoreError};
@@ -16,7 +16,6 @@ use crate::snapshot::{MAX_PORTS, Neighbours, Snapshot};
 use forebay_api::spec_error::SpecError;
 use forebay_api::{rule_check, v1};
 use forebay_pipeline::publish::{Publisher, Stalled};
-use forebay_pipeline::worker::WorkerError;
 use forebay_sriov::{
     DEFAULT_DATA_ROOM_BYTES, Device, DeviceError, DeviceOptions, DeviceSpec, Eal, EalError, EalOptions,
     PacketPool, PoolError,
@@ -47,7 +46,7 @@ pub enum HostError {
     Pool(#[from] PoolError),
     /// A worker does not start.
     #[error(transparent)]
-    Worker(#[from] WorkerError),
+    Worker(#[from] CrewError),
     /// The state cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
