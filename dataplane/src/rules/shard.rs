@@ -160,6 +160,16 @@ impl Shard {
         self.entry(layout, index)
     }
 
+    /// The number of entries with this hash.
+    pub fn bucket_len<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> usize {
+        let tag = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
+        let alike = self.tags.iter().map(|tags| zero_bytes(tags ^ tag).count_ones()).sum::<u32>();
+        if alike == 0 && self.len() <= TAGGED {
+            return 0;
+        }
+        (0..self.len()).filter(|index| layout.hash_of_entry(self.entry(layout, *index)) == hash).count()
+    }
+
     /// The shard with one rule more.
     pub fn with<const W: usize>(&self, layout: &Layout<W>, rule: &TableRule<W>) -> Shard {
         let (mut words, mut id) = (Vec::with_capacity(layout.stride()), Vec::new());

@@ -7,6 +7,7 @@
 //! classification", 2019.
 
 use super::entry::{Id, Layout, PackedKey};
+use super::ladder::Class;
 use super::pattern::Pattern;
 use super::shard::{EntryRef, Shard};
 use super::table::{ARC_BYTES, TableRule};
@@ -37,9 +38,7 @@ struct Branch {
 #[derive(Clone)]
 pub struct Tuple<const W: usize> {
     layout: Layout<W>,
-    common: [u64; W],
-    allowed: [u64; W],
-    ranged: bool,
+    class: Class<W>,
     rules: usize,
     shards: usize,
     best: u64,
@@ -98,18 +97,27 @@ fn buddy(last: usize) -> usize {
 }
 
 impl<const W: usize> Tuple<W> {
-    /// A tuple for rules that look at least at `common`, at most at `allowed`, and have ranges of ports if `ranged`.
-    pub fn new(common: &[u64; W], allowed: &[u64; W], ranged: bool) -> Tuple<W> {
-        Tuple {
-            layout: Layout::new(common, allowed, ranged),
-            common: *common,
-            allowed: *allowed,
-            ranged,
-            rules: 0,
-            shards: 0,
-            best: 0,
-            branches: Vec::new(),
+    /// A tuple for the rules of a class.
+    pub fn new(class: Class<W>) -> Tuple<W> {
+        let layout = Layout::new(&class.common, &class.allowed, class.ranged);
+        Tuple { layout, class, rules: 0, shards: 0, best: 0, branches: Vec::new() }
+    }
+
+    /// Rules of which no bucket would have more than `most`, and the others.
+    pub fn thin_out<'a>(
+        &self,
+        rules: Vec<&'a TableRule<W>>,
+        most: usize,
+    ) -> (Vec<&'a TableRule<W>>, Vec<&'a TableRule<W>>) {
+        let hash = |rule: &&TableRule<W>| self.layout.hash_of_rule(&rule.pattern);
+        let mut hashes: Vec<(u64, u32)> = rules.iter().map(hash).zip(0..).collect();
+        hashes.sort_unstable();
+        let (mut kept, mut crowded) = (Vec::with_capacity(rules.len()), Vec::new());
+        for (index, (hash, rule)) in hashes.iter().enumerate() {
+            let full = index >= most && hashes[index - most].0 == *hash;
+            if full { &mut crowded } else { &mut kept }.push(rules[*rule as usize]);
         }
+        (kept, crowded)
     }
 
     /// A tuple of these rules, which must all be [`Tuple::fits`].
@@ -156,9 +164,9 @@ impl<const W: usize> Tuple<W> {
     /// A rule with this pattern may stand here.
     pub fn fits(&self, pattern: &Pattern<W>) -> bool {
         let within = |inner: &[u64; W], outer: &[u64; W]| inner.iter().zip(outer).all(|(i, o)| i & !o == 0);
-        is_ranged(pattern) <= self.ranged
-            && within(&self.common, &pattern.mask)
-            && within(&pattern.mask, &self.allowed)
+        is_ranged(pattern) <= self.class.ranged
+            && within(&self.class.common, &pattern.mask)
+            && within(&pattern.mask, &self.class.allowed)
     }
 
     /// The number of rules.
@@ -170,6 +178,16 @@ impl<const W: usize> Tuple<W> {
     #[inline(always)]
     pub fn best(&self) -> u64 {
         self.best
+    }
+
+    /// What its rules have in common.
+    pub fn class(&self) -> &Class<W> {
+        &self.class
+    }
+
+    /// Bits that are hashed.
+    pub fn bits(&self) -> u32 {
+        self.class.common.iter().map(|word| word.count_ones()).sum()
     }
 
     #[inline(always)]
@@ -201,6 +219,15 @@ impl<const W: usize> Tuple<W> {
     #[inline(always)]
     pub fn find<'a>(&'a self, shard: &'a Shard, key: &PackedKey<W>) -> Option<Found<'a, W>> {
         shard.find(&self.layout, key).map(|index| Found { tuple: self, shard, index })
+    }
+
+    /// The rules that stand in one bucket with this pattern.
+    pub fn bucket_len(&self, pattern: &Pattern<W>) -> usize {
+        if self.shards == 0 {
+            return 0;
+        }
+        let hash = self.layout.hash_of_rule(pattern);
+        self.shard(shard_of(hash, self.shards)).bucket_len(&self.layout, hash)
     }
 
     /// Puts a shard in the place of another, copying what clones share.
