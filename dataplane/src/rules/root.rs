@@ -27,9 +27,9 @@ const AHEAD: usize = 8;
 const BUCKET: usize = 8;
 /// Tuples of a table.
 const MOST_TUPLES: usize = 24;
-/// Rules that must wish for a tuple before it is made: at least a node and a half of the tree, of large tables one in
+/// Rules that must wish for a tuple before it is made: at least what one node of the tree holds, of large tables one in
 /// 64, but never more than can be moved within a fraction of a millisecond.
-const LEAST_DEMAND: usize = 24;
+const LEAST_DEMAND: usize = 32;
 const MOST_DEMAND: usize = 256;
 const DEMAND_SHARE: usize = 64;
 /// Classes whose demand is counted. With more, rare ones are forgotten, and those that one rule in so many wishes for

@@ -1,6 +1,6 @@
 //! Rules that hashing cannot tell apart (ranges, short prefixes, masks of their own): a persistent tree of boxes.
 //!
-//! Every node has up to sixteen children, compared with a key at once ([`Boxes`]), best first. A search goes into the
+//! Every node has up to 32 children, compared with a key at once ([`Boxes`]), best first. A search goes into the
 //! children whose box holds the key, and leaves out those whose best rule cannot win any more. Boxes may overlap, so no
 //! rule is there twice, and a change touches one path. A subtree that has changed by half is built anew
 //! ([`super::tree_build`]). References: A. Guttman, "R-trees", 1984; P. Gupta, N. McKeown, "Classifying packets with

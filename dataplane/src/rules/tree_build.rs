@@ -1,6 +1,6 @@
 //! Builds a tree of boxes: which rules stand together.
 //!
-//! A set of rules is cut in two until there are sixteen parts. A cut is along a lane (by the middle of each interval) or
+//! A set of rules is cut in two until there are as many parts as a node has room for. A cut is along a lane (by the middle of each interval) or
 //! by rank. Its cost is the number of rules that a packet still has to be compared with, estimated with sample packets,
 //! most of them drawn from the rules: a part counts if the sample lies in its box, and the lower ranks count if no
 //! higher one matches the sample. So narrow rules are cut by place, and wide ones, which overlap wherever one cuts, by
