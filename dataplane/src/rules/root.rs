@@ -7,12 +7,13 @@
 
 use super::entry::{Hit, Id, PackedKey};
 use super::ladder::{Class, STEPS, ladder};
+use super::packing::hash;
 use super::pattern::Pattern;
 use super::shard::Shard;
 use super::table::{ARC_BYTES, TableRule};
 use super::tree::{Node, Rank, Stored, Target, Winner};
 use super::tree_build::build;
-use super::tuple::{Found, Tuple};
+use super::tuple::{Found, Tuple, is_ranged};
 use forebay_pipeline::prefetch::prefetch;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -236,18 +237,7 @@ impl<const W: usize> Root<W> {
 
     /// Makes the tuples that enough rules want at one step of the ladder; returns the rules that found no room.
     fn compile_step<'a>(&mut self, rules: Vec<&'a TableRule<W>>, step: usize) -> Vec<&'a TableRule<W>> {
-        let mut alike: HashMap<Class<W>, Vec<&TableRule<W>>> = HashMap::new();
-        // Rules come in runs that look alike; ladders are not climbed twice for the same mask.
-        let mut last: Option<([u64; W], Class<W>)> = None;
-        for rule in rules {
-            let class = match last {
-                Some((mask, class)) if mask == rule.pattern.mask && !class.ranged => class,
-                _ => ladder(&rule.pattern)[step],
-            };
-            last = Some((rule.pattern.mask, class));
-            alike.entry(class).or_default().push(rule);
-        }
-        let mut groups: Vec<_> = alike.into_iter().collect();
+        let mut groups = alike(rules, step);
         groups.sort_by_key(|(class, rules)| (Reverse(rules.len()), class.common));
         let mut left = Vec::new();
         for (class, rules) in groups {
@@ -256,9 +246,8 @@ impl<const W: usize> Root<W> {
                 left.extend(rules);
                 continue;
             }
-            let tuple = Tuple::new(class);
-            let (kept, crowded) = tuple.thin_out(rules, BUCKET);
-            self.tuples.push(Arc::new(Tuple::build(tuple, &kept)));
+            let (tuple, crowded) = Tuple::build(class, rules, BUCKET);
+            self.tuples.push(Arc::new(tuple));
             left.extend(crowded);
         }
         left
@@ -269,12 +258,18 @@ impl<const W: usize> Root<W> {
         (self.rules / DEMAND_SHARE).clamp(LEAST_DEMAND, MOST_DEMAND)
     }
 
-    /// The finest tuple with room for a rule.
-    fn home(&self, pattern: &Pattern<W>) -> Option<usize> {
+    /// The tuples where a rule may stand, the finest first, with its shards there on their way into the cache.
+    fn fitting(&self, pattern: &Pattern<W>) -> Vec<usize> {
         let mut fitting: Vec<usize> =
             (0..self.tuples.len()).filter(|at| self.tuples[*at].fits(pattern)).collect();
+        fitting.iter().for_each(|at| self.tuples[*at].prefetch_shard(pattern));
         fitting.sort_by_key(|at| Reverse(self.tuples[*at].bits()));
-        fitting.into_iter().find(|at| self.tuples[*at].bucket_len(pattern) < BUCKET)
+        fitting
+    }
+
+    /// The finest tuple with room for a rule.
+    fn home(&self, pattern: &Pattern<W>) -> Option<usize> {
+        self.fitting(pattern).into_iter().find(|at| self.tuples[*at].bucket_len(pattern) < BUCKET)
     }
 
     /// Counts that a rule of the tree wants a tuple; returns the class when that is enough.
@@ -354,9 +349,10 @@ impl<const W: usize> Root<W> {
 
     /// Where a rule stands.
     pub fn place(&self, pattern: &Pattern<W>, precedence: u64, id: Id<'_>) -> Option<Place> {
-        let mut tuples = self.tuples.iter().enumerate();
-        let tuple =
-            tuples.find_map(|(at, tuple)| Some(Place::Tuple(at, tuple.position(pattern, precedence, id)?)));
+        let tuple = self
+            .fitting(pattern)
+            .into_iter()
+            .find_map(|at| Some(Place::Tuple(at, self.tuples[at].position(pattern, precedence, id)?)));
         tuple.or_else(|| {
             let mut path = Vec::new();
             let target = Target::new(pattern, precedence, id);
@@ -396,4 +392,34 @@ impl<const W: usize> Root<W> {
         let tree = self.tree.as_ref().map_or(0, |tree| tree.memory_bytes());
         self.tuples.capacity() * size_of::<usize>() + tuples.sum::<usize>() + wishes + tree
     }
+}
+
+/// Rules by their class at a step of the ladder, in the order in which they came.
+fn alike<const W: usize>(rules: Vec<&TableRule<W>>, step: usize) -> Vec<(Class<W>, Vec<&TableRule<W>>)> {
+    // Many rules have few masks: the ladder is climbed once for each, as long as no other takes its place here.
+    const REMEMBERED: usize = 256;
+    let mut seen: Vec<Option<([u64; W], u64, usize)>> = vec![None; REMEMBERED];
+    let mut numbers: HashMap<Class<W>, usize> = HashMap::new();
+    let mut groups: Vec<(Class<W>, Vec<&TableRule<W>>)> = Vec::new();
+    for rule in rules {
+        let pattern = &rule.pattern;
+        // What the ladder looks at besides the mask: families, and whether there are ranges.
+        let kind = pattern.value[6] & 3 | pattern.value.get(7).map_or(0, |word| word & (3 << 16));
+        let kind = kind | u64::from(is_ranged(pattern)) << 32;
+        let seen = &mut seen[hash(&pattern.mask, &[!0; W]) as usize % REMEMBERED];
+        let number = match seen {
+            Some((mask, known, number)) if *mask == pattern.mask && *known == kind => *number,
+            _ => {
+                let class = ladder(pattern)[step];
+                let number = *numbers.entry(class).or_insert_with(|| {
+                    groups.push((class, Vec::new()));
+                    groups.len() - 1
+                });
+                *seen = Some((pattern.mask, kind, number));
+                number
+            }
+        };
+        groups[number].1.push(rule);
+    }
+    groups
 }

@@ -123,7 +123,8 @@ mod tests {
     use crate::rules::key::Key;
     use crate::rules::pattern::{INGRESS_WORDS, ingress_words, precedence};
     use crate::rules::reference::{ReferenceTable, arbitrary};
-    use crate::rules::rule::{Opaque, Rule, Scope};
+    use crate::rules::rule::{Match, Opaque, Rule, RuleAction, Scope};
+    use ipnet::{IpNet, Ipv4Net};
     use proptest::prelude::*;
 
     fn egress_rule(slot: usize, rule: &Rule) -> TableRule<7> {
@@ -249,6 +250,103 @@ mod tests {
                 ingress_words(inner, outer, Opaque::Vxlan(*vni), *uplink)
             });
             change(&rules, &steps, &words.collect::<Vec<_>>());
+        }
+    }
+
+    /// Rules that are hard on a table, and packets near them: prefixes of any length, ranges, few priorities.
+    fn nasty(seeds: &[[u32; 4]]) -> (Vec<Rule>, Vec<Key>) {
+        let net = |bits: u32, length: u32| {
+            let net = Ipv4Net::new((0x0a00_0000 | bits & 0x0103_ffff).into(), (length % 33) as u8);
+            Some(IpNet::V4(net.unwrap().trunc()))
+        };
+        let range = |bits: u32| {
+            let (first, width) = ((bits >> 16) as u16, bits as u16 >> (bits >> 8 & 15));
+            Some((first, first.saturating_add(width)))
+        };
+        let rules = seeds.iter().enumerate().map(|(index, [a, b, c, d])| {
+            let mut matches = Match::default();
+            let kind = a % 8;
+            if kind != 0 {
+                matches.dst = net(*b, if kind < 3 { 32 } else { a >> 8 });
+            }
+            if kind > 4 {
+                matches.src = net(*c, a >> 16);
+            }
+            if kind == 0 || kind > 3 {
+                matches.dst_port = range(*d);
+                matches.src_port = range(b.rotate_left(7)).filter(|_| a & 0x1000 != 0);
+                matches.proto = (a & 0x2000 != 0).then_some(6);
+            }
+            let scope = Scope::Egress("vm1".into());
+            let id = format!("{}-{index}", d % 7).into();
+            Rule { id, scope, priority: a >> 28 & 3, matches, action: RuleAction::Drop }
+        });
+        let keys = seeds.iter().map(|[a, b, c, d]| {
+            let mut key = Key::ethernet(1, 2, 0x0800, 0);
+            let low = |bits: u32, noise: u32| 0x0a00_0000 | (bits ^ noise >> (noise & 31)) & 0x0103_ffff;
+            key.set_ipv4(low(*c, *d), low(*b, *a), if a & 0x4000 == 0 { 6 } else { 17 }, 0);
+            key.set_ports((b.rotate_left(7) >> 16) as u16, (d >> 16) as u16 + (a >> 8) as u16 % 3);
+            key
+        });
+        (rules.collect(), keys.collect())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn nasty_tables_agree_with_the_reference_after_every_kind_of_change(
+            seeds in proptest::collection::vec(any::<[u32; 4]>(), 1..900),
+        ) {
+            let (rules, keys) = nasty(&seeds);
+            let words: Vec<_> = keys.iter().map(|key| key.0).collect();
+            let expect = |rules: Vec<Rule>, among: &[Rule]| -> Vec<Option<u32>> {
+                let slot = |rule: &Rule| among.iter().position(|r| r.id == rule.id).map(|slot| slot as u32);
+                let reference = ReferenceTable::new(rules);
+                keys.iter().map(|key| reference.egress(key).and_then(slot)).collect()
+            };
+            let all = expect(rules.clone(), &rules);
+            prop_assert_eq!(&slots(&egress(&rules), &words), &all);
+
+            let mut table = Table::default();
+            for (slot, rule) in rules.iter().enumerate() {
+                table.insert(egress_rule(slot, rule));
+            }
+            let grown = table.clone();
+            prop_assert_eq!(&slots(&grown, &words), &all);
+
+            for rule in rules.iter().step_by(2) {
+                let rule = egress_rule(0, rule);
+                prop_assert!(table.remove(&rule.pattern, rule.precedence, &rule.id));
+            }
+            let kept: Vec<Rule> = rules.iter().skip(1).step_by(2).cloned().collect();
+            prop_assert_eq!(table.len(), kept.len());
+            prop_assert_eq!(slots(&table, &words), expect(kept, &rules));
+            prop_assert_eq!(&slots(&grown, &words), &all);
+
+            for rule in rules.iter().skip(1).step_by(2) {
+                let rule = egress_rule(0, rule);
+                prop_assert!(table.remove(&rule.pattern, rule.precedence, &rule.id));
+            }
+            prop_assert!(table.is_empty());
+            prop_assert_eq!(table.memory_bytes(), 0);
+        }
+    }
+
+    #[test]
+    fn large_and_small_tables_take_less_than_90_bytes_a_rule() {
+        let rule = |slot: u32| {
+            let net = Ipv4Net::new((slot << 8).into(), 24).unwrap();
+            let matches = Match { dst: Some(IpNet::V4(net)), ..Match::default() };
+            let pattern = Pattern::egress(&matches);
+            let id = format!("rule-{slot:07}").into();
+            let action = Action::Drop(DropReason::RuleDrop);
+            TableRule { pattern, precedence: 24, id, slot, action, names_layer2: false }
+        };
+        for count in [100, 1_000, 100_000] {
+            let table = Table::<7>::compile((0..count).map(rule));
+            let bytes = table.memory_bytes() as f64 / f64::from(count);
+            assert!(bytes < 90.0, "{bytes} bytes a rule in a table of {count}");
         }
     }
 
