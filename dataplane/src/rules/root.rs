@@ -147,7 +147,7 @@ impl<const W: usize> Root<W> {
                     break;
                 }
                 let key = tuple.key(key);
-                let shard = tuple.shard_of(&key);
+                let shard = tuple.shard_of(key.hash);
                 prefetch(shard);
                 *seen = Some((key, shard));
             }
@@ -178,30 +178,34 @@ impl<const W: usize> Root<W> {
     #[inline(always)]
     pub fn lookup_batch(&self, keys: &[[u64; W]], out: &mut [Option<Hit>]) {
         let mut best = [Best::NONE; BATCH];
-        let empty = PackedKey { words: [0; W], ports: 0, hash: 0 };
-        let mut seen: [(PackedKey<W>, Option<&Shard>, u8); BATCH] = [(empty, None, 0); BATCH];
+        let mut seen: [(Option<&Shard>, u64, u8); BATCH] = [(None, 0, 0); BATCH];
         for tuple in &self.tuples {
             let mut open = 0;
             for (index, (key, best)) in keys.iter().zip(&best).enumerate() {
                 if best.is_open_to(tuple.best()) {
-                    let key = tuple.key(key);
-                    let shard = tuple.shard_of(&key);
+                    let PackedKey { hash, .. } = tuple.key(key);
+                    let shard = tuple.shard_of(hash);
                     prefetch(shard);
-                    seen[open] = (key, Some(shard), index as u8);
+                    seen[open] = (Some(shard), hash, index as u8);
                     open += 1;
                 }
             }
             if open == 0 {
                 break;
             }
-            for (key, shard, _) in &seen[..open] {
-                if let Some(shard) = shard {
-                    tuple.prefetch_entry(shard, key);
+            // Most keys have no entry with their tag: only the others go on.
+            let mut likely = 0;
+            for at in 0..open {
+                let probe = seen[at];
+                if probe.0.is_some_and(|shard| tuple.prefetch_entry(shard, probe.1)) {
+                    seen[likely] = probe;
+                    likely += 1;
                 }
             }
-            for (key, shard, index) in &seen[..open] {
-                if let Some(found) = shard.and_then(|shard| tuple.find(shard, key)) {
-                    best[usize::from(*index)].take(found.precedence(), Leader::Tuple(found));
+            for (shard, _, index) in &seen[..likely] {
+                let index = usize::from(*index);
+                if let Some(found) = shard.and_then(|shard| tuple.find(shard, &tuple.key(&keys[index]))) {
+                    best[index].take(found.precedence(), Leader::Tuple(found));
                 }
             }
         }

@@ -132,7 +132,7 @@ impl Shard {
         })
     }
 
-    /// The first entry that may match by its tag: what is worth to be fetched into the cache.
+    /// The first entry that may match by its tag; `None` if there is none.
     #[inline(always)]
     pub fn likely<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> Option<&u64> {
         let pattern = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
@@ -142,7 +142,7 @@ impl Shard {
                 return self.body.get((group * 8 + equal.trailing_zeros() as usize / 8) * layout.stride());
             }
         }
-        self.body.get(TAGGED * layout.stride())
+        if self.len() > TAGGED { self.body.get(TAGGED * layout.stride()) } else { None }
     }
 
     /// The best entry that matches.

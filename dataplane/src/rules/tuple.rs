@@ -194,18 +194,20 @@ impl<const W: usize> Tuple<W> {
         self.layout.key(key)
     }
 
-    /// The shard of a key; there is none in an empty tuple.
+    /// The shard of a key's hash; there is none in an empty tuple.
     #[inline(always)]
-    pub fn shard_of(&self, key: &PackedKey<W>) -> &Shard {
-        self.shard(shard_of(key.hash, self.shards))
+    pub fn shard_of(&self, hash: u64) -> &Shard {
+        self.shard(shard_of(hash, self.shards))
     }
 
-    /// Fetches what [`Tuple::find`] will probably read.
+    /// Whether [`Tuple::find`] may find something; what it will read first is fetched.
     #[inline(always)]
-    pub fn prefetch_entry(&self, shard: &Shard, key: &PackedKey<W>) {
-        if let Some(entry) = shard.likely(&self.layout, key.hash) {
+    pub fn prefetch_entry(&self, shard: &Shard, hash: u64) -> bool {
+        let entry = shard.likely(&self.layout, hash);
+        entry.is_some_and(|entry| {
             prefetch(entry);
-        }
+            true
+        })
     }
 
     /// The best rule of a shard for a key.
