@@ -56,6 +56,7 @@ pub use batch::{BATCH, Batch, Items};
 pub use cores::{CoreError, Seat};
 pub use counters::{Counter, Histogram, StageCounters, WorkerCounters};
 pub use idle::{Idle, IdlePolicy};
+pub use prefetch::prefetch;
 pub use publish::{Publisher, Stalled, Subscriber};
 pub use ring::{RingConsumer, RingProducer, RingStatus, ring};
 pub use stage::{Chain, ChainCounters, Stage, StageList};

@@ -12,7 +12,9 @@ use crate::counters::DropReason;
 use crate::flows::cache::{Decision, FlowCache, NO_SLOT};
 use crate::rules::key::KEY_WORDS;
 use crate::rules::pattern::INGRESS_WORDS;
+use crate::rules::table::Hit;
 use crate::snapshot::{PortRole, Snapshot};
+use forebay_pipeline::batch::{BATCH, Batch};
 use forebay_pipeline::publish::Subscriber;
 use forebay_pipeline::stage::Stage;
 use forebay_pipeline::tsc;
@@ -43,30 +45,11 @@ const OPAQUE_AND_TYPE: u64 = !0 << 24;
 
 /// Why no rule matched: the tunnel is not known at all, or its rules want other packets.
 #[cold]
-fn missed(snapshot: &Snapshot, words: &[u64; INGRESS_WORDS]) -> DropReason {
+fn no_match(snapshot: &Snapshot, words: &[u64; INGRESS_WORDS]) -> DropReason {
     match snapshot.known_tunnels.contains(&(words[KEY_WORDS] & OPAQUE_AND_TYPE)) {
         true => DropReason::NoRule,
         false => DropReason::UnknownTunnel,
     }
-}
-
-/// The rule that decides: its counters' slot, its action, and whether it names layer 2.
-#[inline(always)]
-fn decide(snapshot: &Snapshot, port: PortId, words: &Words) -> Result<(u32, Action, bool), DropReason> {
-    let port = snapshot.port(port).ok_or(DropReason::PortDown)?;
-    let found = match &port.role {
-        PortRole::Vf(vf) => {
-            let words = words.first_chunk::<KEY_WORDS>().ok_or(DropReason::NoRule)?;
-            vf.rules.lookup(words).map(|rule| (rule.slot, rule.action, rule.names_layer2))
-        }
-        PortRole::Uplink(_) => {
-            snapshot.ingress.lookup(words).map(|rule| (rule.slot, rule.action, rule.names_layer2))
-        }
-    };
-    found.ok_or_else(|| match &port.role {
-        PortRole::Vf(_) => DropReason::NoRule,
-        PortRole::Uplink(_) => missed(snapshot, words),
-    })
 }
 
 /// The generation of the tables that decide about a port's packets; `None` where the port is gone.
@@ -128,47 +111,96 @@ impl Classify {
         missed
     }
 
-    /// Decides about the packets at these places by the rule tables.
+    /// Decides about the packets at these places, and about those that were admitted in full, by the rule tables.
     #[inline(never)]
     fn look_up(&mut self, burst: &mut Parcels, missed: u64) {
         let Classify { snapshot, ledger, flows } = self;
         let snapshot = snapshot.current();
-        let admitted = burst.admitted;
+        let mut wanted = burst.admitted;
         let Parts { packets, metas, keys, words } = burst.parts();
-        each_place(missed | admitted, |place| {
+        each_place(missed, |place| {
             let (Some(packet), Some(meta)) = (packets.get_mut(place), metas.get_mut(place)) else { return };
-            let (Some(key), Some(words)) = (keys.get(place), words.get_mut(place)) else { return };
-            let is_flow = missed >> place & 1 != 0;
-            if is_flow && !admit_flow(snapshot, packet, meta, words) {
-                return;
-            }
-            let bytes = counted_bytes(packet, meta);
-            let decided = decide(snapshot, meta.port, words);
-            let learned = match decided {
-                Ok((_, _, false)) | Err(_) if meta.trap_by_default => {
-                    meta.verdict = Verdict::Trap;
-                    return;
-                }
-                Ok((slot, action, _)) => {
-                    ledger.matched(slot, u64::from(bytes));
-                    (slot, action)
-                }
-                Err(reason) => (NO_SLOT, Action::Drop(reason)),
-            };
-            meta.act(learned.1.into());
-            if is_flow
-                && !meta.trap_by_default
-                && let Some(tables) = generation(snapshot, meta.port)
+            if let Some(words) = words.get_mut(place)
+                && admit_flow(snapshot, packet, meta, words)
             {
-                let decision = decision_of(meta, learned);
-                flows.learn(key, tables, decision, bytes);
+                wanted |= 1 << place;
             }
         });
+        // Packets of one port ask its table together, so that their misses in memory overlap.
+        while wanted != 0 {
+            let first = wanted.trailing_zeros() as usize;
+            let Some(port) = metas.get(first).map(|meta| meta.port) else { return };
+            let mut places = Batch::<usize>::new();
+            each_place(wanted, |place| {
+                if metas.get(place).is_some_and(|meta| meta.port == port) {
+                    places.push(place);
+                }
+            });
+            let mut found = [Err(DropReason::PortDown); BATCH];
+            find_all(snapshot, port, words, &places, &mut found);
+            let tables = generation(snapshot, port);
+            for (place, found) in places.into_iter().zip(found) {
+                wanted &= !(1 << place);
+                let (Some(packet), Some(meta)) = (packets.get(place), metas.get_mut(place)) else { continue };
+                let bytes = counted_bytes(packet, meta);
+                let Some(decision) = settle(meta, found, bytes, ledger) else { continue };
+                if missed >> place & 1 != 0
+                    && let Some((key, tables)) = keys.get(place).zip(tables)
+                {
+                    flows.learn(key, tables, decision, bytes);
+                }
+            }
+        }
     }
 }
 
-fn decision_of(meta: &Meta, (slot, action): (u32, Action)) -> Decision {
-    Decision { action: action.into(), slot, flow_hash: meta.flow_hash, affinity: meta.affinity }
+/// What the rules of `port` say about the packets at these places.
+fn find_all(
+    snapshot: &Snapshot,
+    port: PortId,
+    words: &[Words],
+    places: &[usize],
+    found: &mut [Result<Hit, DropReason>; BATCH],
+) {
+    let Some(port) = snapshot.port(port) else { return };
+    let mut hits = [None; BATCH];
+    let hits = hits.get_mut(..places.len()).unwrap_or_default();
+    let of_packets = places.iter().filter_map(|place| words.get(*place));
+    match &port.role {
+        PortRole::Vf(vf) => {
+            let keys: Batch<[u64; KEY_WORDS]> =
+                of_packets.filter_map(|words| words.first_chunk().copied()).collect();
+            vf.rules.lookup_batch(&keys, hits);
+            for (found, hit) in found.iter_mut().zip(hits) {
+                *found = hit.ok_or(DropReason::NoRule);
+            }
+        }
+        PortRole::Uplink(_) => {
+            let keys: Batch<Words> = of_packets.copied().collect();
+            snapshot.ingress.lookup_batch(&keys, hits);
+            for ((found, hit), words) in found.iter_mut().zip(hits).zip(&keys) {
+                *found = hit.ok_or_else(|| no_match(snapshot, words));
+            }
+        }
+    }
+}
+
+/// Writes the verdict. Returns what may be remembered about the flow: nothing of what is trapped by default.
+fn settle(meta: &mut Meta, found: Result<Hit, DropReason>, bytes: u32, ledger: &Ledger) -> Option<Decision> {
+    let (slot, action) = match found {
+        Ok(Hit { names_layer2: false, .. }) | Err(_) if meta.trap_by_default => {
+            meta.verdict = Verdict::Trap;
+            return None;
+        }
+        Ok(Hit { slot, action, .. }) => {
+            ledger.matched(slot, u64::from(bytes));
+            (slot, action.into())
+        }
+        Err(reason) => (NO_SLOT, Action::Drop(reason).into()),
+    };
+    meta.act(action);
+    let Meta { flow_hash, affinity, trap_by_default, .. } = *meta;
+    (!trap_by_default).then_some(Decision { action, slot, flow_hash, affinity })
 }
 
 impl Stage<Parcels> for Classify {
