@@ -5,8 +5,10 @@
 //! each port `rx = sent + delivered + trapped + local + drops + in flight`, and [`PortTotals`] can check it.
 
 use forebay_pipeline::counters::Counter;
+use forebay_sriov::HugeSlice;
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::io;
+use zerocopy::FromZeros;
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
@@ -227,7 +229,8 @@ impl PortTotals {
 }
 
 /// A slot of the rule counters. Written by one worker, read by the control side.
-#[derive(Default)]
+#[derive(Default, FromZeros)]
+#[repr(C)]
 pub struct RuleCounter {
     /// Packets that the rule decided.
     pub packets: Counter,
@@ -235,34 +238,28 @@ pub struct RuleCounter {
     pub bytes: Counter,
 }
 
-/// Rules whose counters are allocated together: 64 KiB.
-const RULES_PER_CHUNK: usize = 4096;
-/// The most rules that a host holds: 4,194,304.
-pub const MAX_RULES: usize = RULES_PER_CHUNK * 1024;
+/// The most rules that a host holds: 4,194,304. Their counters take 64 MiB of address space on each worker, and memory as
+/// far as they are used.
+pub const MAX_RULES: usize = 1 << 22;
 
-/// The counters of all rules on one worker, allocated by the control side in chunks before a rule is published.
+/// The counters of all rules on one worker.
 pub struct RuleCounters {
-    chunks: Box<[OnceLock<Box<[RuleCounter]>>]>,
-}
-
-impl Default for RuleCounters {
-    fn default() -> Self {
-        RuleCounters { chunks: (0..MAX_RULES / RULES_PER_CHUNK).map(|_| OnceLock::new()).collect() }
-    }
+    counters: HugeSlice<RuleCounter>,
 }
 
 impl RuleCounters {
-    /// Makes sure that the counters of `slot` are there. Control side only: it allocates.
-    pub fn prepare(&self, slot: u32) {
-        if let Some(chunk) = self.chunks.get(slot as usize / RULES_PER_CHUNK) {
-            chunk.get_or_init(|| (0..RULES_PER_CHUNK).map(|_| RuleCounter::default()).collect());
-        }
+    /// All at zero.
+    ///
+    /// # Errors
+    /// The system has no address space to give.
+    pub fn new() -> io::Result<RuleCounters> {
+        Ok(RuleCounters { counters: HugeSlice::new(MAX_RULES)? })
     }
 
-    /// The counters of `slot`, if they were prepared.
+    /// The counters of `slot`; `None` beyond the last.
     #[inline(always)]
     pub fn get(&self, slot: u32) -> Option<&RuleCounter> {
-        self.chunks.get(slot as usize / RULES_PER_CHUNK)?.get()?.get(slot as usize % RULES_PER_CHUNK)
+        self.counters.get(slot as usize)
     }
 }
 
@@ -276,11 +273,12 @@ pub struct WorkerTally {
 
 impl WorkerTally {
     /// Zeroed counters for `ports` ports.
-    pub fn new(ports: usize) -> WorkerTally {
-        WorkerTally {
-            ports: (0..ports).map(|_| PortCounters::default()).collect(),
-            rules: RuleCounters::default(),
-        }
+    ///
+    /// # Errors
+    /// The system has no address space to give.
+    pub fn new(ports: usize) -> io::Result<WorkerTally> {
+        let ports = (0..ports).map(|_| PortCounters::default()).collect();
+        Ok(WorkerTally { ports, rules: RuleCounters::new()? })
     }
 }
 
@@ -319,12 +317,15 @@ mod tests {
     }
 
     #[test]
-    fn rule_counters_appear_when_prepared() {
-        let counters = RuleCounters::default();
-        assert!(counters.get(5000).is_none());
-        counters.prepare(5000);
-        counters.get(5000).unwrap().packets.add(2);
-        assert_eq!(counters.get(5000).unwrap().packets.get(), 2);
-        assert!(counters.get(MAX_RULES as u32).is_none());
+    fn rules_count_in_their_own_slots() {
+        let counters = RuleCounters::new().unwrap();
+        let last = MAX_RULES as u32 - 1;
+        for slot in [0, 5000, last] {
+            counters.get(slot).unwrap().packets.add(u64::from(slot) + 1);
+        }
+        assert_eq!(counters.get(5000).unwrap().packets.get(), 5001);
+        assert_eq!(counters.get(last).unwrap().packets.get(), MAX_RULES as u64);
+        assert_eq!(counters.get(1).unwrap().packets.get(), 0);
+        assert!(counters.get(last + 1).is_none());
     }
 }

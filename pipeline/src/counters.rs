@@ -6,8 +6,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that one thread writes and any thread reads.
-#[derive(Debug, Default)]
+use zerocopy::FromZeros;
+
+/// A number that one thread writes and any thread reads. Zeroed memory is a counter at zero.
+#[derive(Debug, Default, FromZeros)]
+#[repr(transparent)]
 pub struct Counter(AtomicU64);
 
 impl Counter {

@@ -29,13 +29,14 @@ unsafe impl<T: Send> Send for HugeSlice<T> {}
 // SAFETY: as above; a shared reference gives shared references only.
 unsafe impl<T: Sync> Sync for HugeSlice<T> {}
 
-impl<T: FromZeros + Copy> HugeSlice<T> {
+impl<T: FromZeros> HugeSlice<T> {
     /// A slice of `length` zeroed items.
     ///
     /// # Errors
     /// The system has no address space of that size to give.
     pub fn new(length: usize) -> io::Result<Self> {
         const { assert!(align_of::<T>() <= HUGE_PAGE_BYTES, "pages are not aligned enough") };
+        const { assert!(!std::mem::needs_drop::<T>(), "nothing drops the items") };
         let too_long = || io::Error::from(io::ErrorKind::OutOfMemory);
         let bytes = size_of::<T>().checked_mul(length.max(1)).ok_or_else(too_long)?;
         // One page more than needed, since the mapping begins where the kernel likes.
@@ -83,7 +84,7 @@ impl<T> DerefMut for HugeSlice<T> {
 
 impl<T> Drop for HugeSlice<T> {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours and whole; its items need no drop, since they are `Copy`.
+        // SAFETY: the mapping is ours and whole; its items need no drop, as `new` has checked.
         unsafe { libc::munmap(self.mapping.as_ptr(), self.mapped_bytes) };
     }
 }

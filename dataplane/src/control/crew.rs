@@ -39,6 +39,16 @@ pub enum CrewError {
     /// A thread.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// Counters.
+    #[error(
+        "worker {worker:?}: no address space for its counters: {source} (raise the limit, see: ulimit -v)"
+    )]
+    Counters {
+        /// The worker.
+        worker: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// A flow cache.
     #[error(
         "worker {worker:?}: no memory for a flow cache of {entries} flows: {source} (lower workers.flow_cache_entries)"
@@ -311,7 +321,7 @@ impl Joints<'_> {
         options: WorkerOptions,
         backs: Vec<RingProducer<Parcel>>,
     ) -> Result<Member, CrewError> {
-        let tally = Arc::new(WorkerTally::new(MAX_PORTS));
+        let tally = tally(&options.name)?;
         let ledger = Ledger::new(tally.clone());
         let (receive, rx) = self.receive(&options.name, &ledger);
         let chain = Chain::new((self.admit(&options.name), self.classify(&options.name, &ledger)?));
@@ -328,7 +338,7 @@ impl Joints<'_> {
     }
 
     fn back(&mut self, options: WorkerOptions, rings: BackRings) -> Result<Member, CrewError> {
-        let tally = Arc::new(WorkerTally::new(MAX_PORTS));
+        let tally = tally(&options.name)?;
         let ledger = Ledger::new(tally.clone());
         let chain = Chain::new((Transform::new(self.publisher.subscribe(&options.name)),));
         let mut figures = Figures {
@@ -354,7 +364,7 @@ impl Joints<'_> {
     }
 
     fn fused(&mut self, options: WorkerOptions, rings: BackRings) -> Result<Member, CrewError> {
-        let tally = Arc::new(WorkerTally::new(MAX_PORTS));
+        let tally = tally(&options.name)?;
         let ledger = Ledger::new(tally.clone());
         let (receive, rx) = self.receive(&options.name, &ledger);
         let transform = Transform::new(self.publisher.subscribe(&options.name));
@@ -428,6 +438,12 @@ impl Joints<'_> {
         let worker = Worker::spawn(options, move || PacketTask::new(eal, part, obeyed))?;
         Ok(Member { worker, commands, figures })
     }
+}
+
+fn tally(worker: &str) -> Result<Arc<WorkerTally>, CrewError> {
+    let counters = WorkerTally::new(MAX_PORTS);
+    let tally = counters.map_err(|source| CrewError::Counters { worker: worker.to_owned(), source })?;
+    Ok(Arc::new(tally))
 }
 
 /// A number that nobody outside can guess: by knowing it, a tenant could choose flows that share a set of the cache.

@@ -528,9 +528,6 @@ fn one_line(problems: &[config::Problem]) -> String {
 /// New rules count from zero, whoever had their slot before.
 fn start_rule_counters(state: &mut State, slots: &[u32]) {
     for slot in slots {
-        for member in state.crew.iter().flat_map(Crew::members) {
-            member.figures.tally.rules.prepare(*slot);
-        }
         let baseline = raw_rule_counts(state, *slot);
         let index = *slot as usize;
         if state.rule_baselines.len() <= index {

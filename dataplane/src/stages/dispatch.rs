@@ -62,20 +62,23 @@ impl Lane {
         self.burst.len() < BATCH - 1
     }
 
-    /// Adds a packet, for which there must be room: else it is freed, and not counted.
+    /// Adds a packet, for which there must be room: else it is freed, and not counted. Its run is to be noted.
     #[inline(always)]
-    fn push(&mut self, packet: Packet, origin: Origin) {
-        let bytes = u64::from(origin.bytes);
+    fn push(&mut self, packet: Packet) {
         if self.burst.push(packet).is_err() {
             debug_assert!(false, "a full lane is emptied before another packet comes");
-            return;
         }
+    }
+
+    /// Notes how the last packets are counted.
+    #[inline(always)]
+    fn note(&mut self, Run { origin, packets, bytes }: Run) {
         match self.runs.last_mut() {
             Some(run) if run.origin.is_like(&origin) => {
-                run.packets += 1;
+                run.packets += packets;
                 run.bytes += bytes;
             }
-            _ => self.runs.push(Run { origin, packets: 1, bytes }),
+            _ => self.runs.push(Run { origin, packets, bytes }),
         }
     }
 
@@ -310,7 +313,8 @@ impl Out<'_> {
         {
             return self.ledger.refused(&origin, DropReason::TooBig);
         }
-        lane.push(packet, origin);
+        lane.push(packet);
+        lane.note(Run { origin, packets: 1, bytes: u64::from(origin.bytes) });
         *self.filled |= 1 << device;
         if lane.burst.len() == BATCH {
             self.flush_lane(device);
@@ -375,6 +379,8 @@ struct Shortcut {
     /// The last next hop, and its MAC; no slot where nothing was encapsulated yet.
     next_hop: u32,
     mac: [u8; 6],
+    /// The last packets that went this way, not noted in the lane yet.
+    run: Run,
 }
 
 /// The slot of no next hop.
@@ -397,6 +403,15 @@ impl Shortcut {
         };
         to == self.to && packet.len() <= self.longest_frame_bytes
     }
+
+    /// Notes the run in its lane, and begins a new one.
+    #[inline(always)]
+    fn close_run(&mut self, lane: &mut Lane) {
+        if self.run.packets > 0 {
+            lane.note(self.run);
+            (self.run.packets, self.run.bytes) = (0, 0);
+        }
+    }
 }
 
 impl Dispatch {
@@ -418,7 +433,24 @@ impl Dispatch {
             Way::Queue(queue) => queue.longest_frame_bytes() as usize,
             Way::Worker(_) => usize::MAX,
         };
-        Some(Shortcut { to, device, longest_frame_bytes, next_hop: NO_NEXT_HOP, mac: [0; 6] })
+        let run = Run {
+            origin: Origin { from: meta.port, to, class: Class::Sent, bytes: 0 },
+            packets: 0,
+            bytes: 0,
+        };
+        Some(Shortcut { to, device, longest_frame_bytes, next_hop: NO_NEXT_HOP, mac: [0; 6], run })
+    }
+
+    /// Ends a shortcut: what went that way is noted, and will be flushed.
+    #[inline(always)]
+    fn leave(&mut self, shortcut: &mut Option<Shortcut>) {
+        if let Some(known) = shortcut
+            && known.run.packets > 0
+            && let Some(Some(lane)) = self.lanes.get_mut(known.device)
+        {
+            known.close_run(lane);
+            self.filled |= 1 << known.device;
+        }
     }
 
     /// Sends, hands on or frees one packet, and counts it.
@@ -490,14 +522,21 @@ impl Stage<Parcels> for Dispatch {
                     }
                     _ => Class::Delivered,
                 };
-                let origin = Origin { from: meta.port, to: known.to, class, bytes: packet.len() as u32 };
-                lane.push(packet, origin);
-                self.filled |= 1 << known.device;
+                if known.run.origin.from != meta.port || known.run.origin.class != class {
+                    known.close_run(lane);
+                    known.run.origin.from = meta.port;
+                    known.run.origin.class = class;
+                }
+                known.run.packets += 1;
+                known.run.bytes += packet.len() as u64;
+                lane.push(packet);
                 continue;
             }
+            self.leave(&mut shortcut);
             self.dispatch(packet, meta);
             shortcut = self.shortcut(meta);
         }
+        self.leave(&mut shortcut);
         self.flush();
     }
 }

@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn what_a_panic_took_is_found() {
-        let tally = Arc::new(WorkerTally::new(2));
+        let tally = Arc::new(WorkerTally::new(2).unwrap());
         let ledger = Ledger::new(tally.clone());
         ledger.received(PortId(0), 5, 500);
         ledger.local(PortId(0));
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn the_book_balances() {
-        let tally = Arc::new(WorkerTally::new(4));
+        let tally = Arc::new(WorkerTally::new(4).unwrap());
         let ledger = Ledger::new(tally.clone());
         let (a, b) = (PortId(0), PortId(1));
         ledger.received(a, 5, 500);

@@ -188,7 +188,7 @@ fn two_workers() -> (World, Dispatch, RingConsumer<Handoff>, Arc<WorkerTally>) {
         queues.push(queue);
         Way::Worker(0)
     });
-    let tally = Arc::new(WorkerTally::new(PORTS.len()));
+    let tally = Arc::new(WorkerTally::new(PORTS.len()).unwrap());
     let mut second = world.dispatch(&Ledger::new(tally.clone()), Vec::new());
     for queue in queues {
         second.attach(queue.port(), Way::Queue(queue));

@@ -228,8 +228,7 @@ impl Lab {
         for remote in ["192.0.2.2", "192.0.2.3", "2001:db8::2"] {
             neighbours.set(plan.hops.slot(remote), Some(PEER_MAC));
         }
-        let tally = Arc::new(WorkerTally::new(PORTS.len()));
-        plan.slots.iter().for_each(|slot| tally.rules.prepare(*slot));
+        let tally = Arc::new(WorkerTally::new(PORTS.len()).unwrap());
         let (hops, burst) = (plan.hops, PacketBurst::new());
         let (handoff, traps, notices) = (None, Vec::new(), Vec::new());
         let lab = Lab {

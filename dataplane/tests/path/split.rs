@@ -33,7 +33,7 @@ fn back(
     into: Vec<RingConsumer<Handoff>>,
     commands: RingConsumer<Command>,
 ) -> (PacketTask, Arc<WorkerTally>) {
-    let tally = Arc::new(WorkerTally::new(PORTS.len()));
+    let tally = Arc::new(WorkerTally::new(PORTS.len()).unwrap());
     let ledger = Ledger::new(tally.clone());
     let exit = Exit {
         dispatch: lab.dispatch(&ledger, out),
