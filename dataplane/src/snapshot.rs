@@ -32,6 +32,9 @@ pub struct Snapshot {
     pub ingress: Arc<Table<INGRESS_WORDS>>,
     /// The tunnels ([`crate::rules::pattern::opaque_bits`]) that some ingress rule names.
     pub known_tunnels: Arc<HashSet<u64>>,
+    /// Moves on with every change of the ingress rules, of what they resolve to, and of the uplinks' entries. From the same
+    /// counter as [`VfEntry::generation`].
+    pub ingress_generation: u32,
 }
 
 impl Snapshot {
@@ -104,6 +107,9 @@ pub struct VfEntry {
     pub traps: crate::config::Traps,
     /// Its rules.
     pub rules: Arc<Table<KEY_WORDS>>,
+    /// Moves on with every change of the port's rules, of what they resolve to, and of its entry: while it stands still, a
+    /// packet's verdict does too. Numbers come from one counter of the host, so a port never has one twice.
+    pub generation: u32,
 }
 
 /// An uplink.

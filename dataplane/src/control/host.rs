@@ -123,6 +123,9 @@ pub(super) struct State {
     pub(super) crew: Option<Crew>,
     /// By rule slot: what it had counted before the rule was there.
     pub(super) rule_baselines: Vec<(u64, u64)>,
+    /// The last generation that a port or the ingress rules were given: one for each publication, 0 before the first.
+    /// After 2^32 publications the numbers begin again.
+    pub(super) generation: u32,
 }
 
 /// A host.
@@ -176,6 +179,7 @@ impl Host {
             snapshot: Arc::default(),
             crew: Some(crew),
             rule_baselines: Vec::new(),
+            generation: 0,
         };
         let name = config.host.name.clone();
         let state = Mutex::new(state);
@@ -442,7 +446,9 @@ impl Host {
     /// Publishes what a change touched, and waits until it is in force.
     fn publish(&self, state: &mut State, touched: Touched) -> Result<(), HostError> {
         start_rule_counters(state, &touched.slots);
-        let State { ports, book, tunnels, snapshot, .. } = &mut *state;
+        let State { ports, book, tunnels, snapshot, generation, .. } = &mut *state;
+        *generation = generation.wrapping_add(1);
+        let mut ingress_generation = if touched.ingress { *generation } else { snapshot.ingress_generation };
         let names = ports.names();
         let scopes = book.ingress_scopes();
         for record in ports.by_name.values_mut() {
@@ -451,8 +457,11 @@ impl Host {
             if record.entry.is_some() && !touched.ports.contains(name) && !(uplink && touched.ingress) {
                 continue;
             }
+            if uplink {
+                ingress_generation = *generation;
+            }
             let table = Arc::new(book.egress_table(name));
-            record.entry = Some(Arc::new(entry(record, table, &scopes.locals_of(name))));
+            record.entry = Some(Arc::new(entry(record, table, *generation, &scopes.locals_of(name))));
         }
         let mut by_id = Vec::new();
         for record in ports.by_name.values() {
@@ -469,6 +478,7 @@ impl Host {
             tunnels: tunnels.entries(),
             ingress,
             known_tunnels: Arc::new(scopes.known),
+            ingress_generation,
         });
         *snapshot = next.clone();
         let version = self.publisher.publish(next);

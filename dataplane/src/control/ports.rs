@@ -184,6 +184,7 @@ impl Ports {
 pub fn entry(
     record: &PortRecord,
     rules: Arc<crate::rules::table::Table<{ crate::rules::key::KEY_WORDS }>>,
+    generation: u32,
     extra: &[IpAddr],
 ) -> PortEntry {
     let role = match &record.config.kind {
@@ -192,6 +193,7 @@ pub fn entry(
             gateway_mac: vf.gateway_mac.map(|mac| mac.0),
             traps: vf.traps,
             rules,
+            generation,
         }),
         config::PortKind::Uplink(uplink) => {
             let (ipv4, ipv6) = (uplink.ipv4.map(|own| own.addr), uplink.ipv6.map(|own| own.addr));

@@ -45,7 +45,13 @@ pub const UPLINK_MTU: u16 = 1600;
 fn vf(ip: &[&str], gateway_mac: Option<[u8; 6]>, traps: Traps, plan: &Plan, port: PortId) -> PortRole {
     let prefixes: Vec<_> = ip.iter().map(|ip| ip.parse().unwrap()).collect();
     let rules = plan.egress.get(&port).cloned().unwrap_or_default();
-    PortRole::Vf(VfEntry { sources: Sources::new(&prefixes), gateway_mac, traps, rules })
+    PortRole::Vf(VfEntry {
+        sources: Sources::new(&prefixes),
+        gateway_mac,
+        traps,
+        rules,
+        generation: plan.generation,
+    })
 }
 
 /// The addresses of VM1, and of others that must not be mistaken for it.
@@ -110,5 +116,6 @@ pub fn snapshot(plan: &Plan, devices: &Devices, absent: &[PortId]) -> Snapshot {
         tunnels: plan.tunnels.clone(),
         ingress: plan.ingress.clone(),
         known_tunnels: plan.known_tunnels.clone(),
+        ingress_generation: plan.generation,
     }
 }

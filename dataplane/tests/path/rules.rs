@@ -14,6 +14,7 @@ use forebay_dataplane::wire::vxlan::Template;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The rules. Tenants A to D have the VNIs 100 to 400; 101 to 105 show single actions.
 pub const RULES: &[&str] = &[
@@ -70,7 +71,11 @@ pub struct Plan {
     pub known_tunnels: Arc<HashSet<u64>>,
     pub hops: Hops,
     pub slots: Vec<u32>,
+    /// Of every port and of the ingress rules; no two plans have the same.
+    pub generation: u32,
 }
+
+static NEXT_GENERATION: AtomicU32 = AtomicU32::new(1);
 
 fn port(name: &str) -> PortId {
     match name {
@@ -93,7 +98,7 @@ fn tunnel(forward: &Forward, hops: &mut Hops) -> Tunnel {
 
 /// Compiles [`RULES`], each line changed by `change`; a line that becomes empty is left out.
 pub fn tables(change: impl Fn(&str) -> &str) -> Plan {
-    let mut plan = Plan::default();
+    let mut plan = Plan { generation: NEXT_GENERATION.fetch_add(1, Ordering::Relaxed), ..Plan::default() };
     let (mut egress, mut ingress, mut tunnels) = (HashMap::<PortId, Vec<_>>::new(), Vec::new(), Vec::new());
     let mut known = HashSet::new();
     let lines = RULES.iter().map(|line| change(line)).filter(|line| !line.is_empty());
