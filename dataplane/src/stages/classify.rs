@@ -49,10 +49,10 @@ fn decide(snapshot: &Snapshot, meta: &Meta) -> Result<(u32, Action, bool), DropR
     let found = match &port.role {
         PortRole::Vf(vf) => {
             let words = meta.words.first_chunk::<KEY_WORDS>().ok_or(DropReason::NoRule)?;
-            vf.rules.lookup(words).map(|rule| (rule.slot, rule.action, rule.names_layer2))
+            vf.rules.lookup(words).map(|hit| (hit.slot, hit.action, hit.names_layer2))
         }
         PortRole::Uplink(_) => {
-            snapshot.ingress.lookup(&meta.words).map(|rule| (rule.slot, rule.action, rule.names_layer2))
+            snapshot.ingress.lookup(&meta.words).map(|hit| (hit.slot, hit.action, hit.names_layer2))
         }
     };
     found.ok_or_else(|| match &port.role {

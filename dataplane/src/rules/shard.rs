@@ -1,0 +1,207 @@
+//! Some two dozen rules of a tuple, those whose hashes fall together: the unit that a change copies.
+//!
+//! A shard is one cache line (how many entries, a byte of each one's hash, the best precedence) and one array of words:
+//! entries, best rank first, then where each id ends, then the ids. Shards never change; a change makes a new array.
+//! Invariant: entries are sorted by precedence downwards, then by tag, then by id. Two entries that match one key have
+//! the same tag, so the first entry that matches is the best one.
+
+use super::entry::{Id, Layout, PackedKey};
+use super::table::TableRule;
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+/// Entries that have a tag; those behind them are compared without. Four words: the line has no room for more.
+const TAGGED: usize = 32;
+
+/// One shard.
+#[derive(Clone, Default)]
+#[repr(align(64))]
+pub struct Shard {
+    body: Arc<[u64]>,
+    best: u64,
+    count: u32,
+    tags: [u64; TAGGED / 8],
+}
+
+/// A rule of a shard.
+#[derive(Clone, Copy)]
+pub struct EntryRef<'a> {
+    /// Its words.
+    pub words: &'a [u64],
+    /// Its id.
+    pub id: Id<'a>,
+    /// The hash of its value.
+    pub hash: u64,
+}
+
+/// The byte of a hash that tags an entry: not one of those that choose the shard.
+#[inline(always)]
+fn tag(hash: u64) -> u8 {
+    (hash >> 56) as u8
+}
+
+/// The high bit of every byte of `word` that is 0.
+#[inline(always)]
+fn zero_bytes(word: u64) -> u64 {
+    const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+    !(((word & LOW) + LOW) | word | LOW)
+}
+
+impl EntryRef<'_> {
+    fn rank<const W: usize>(&self, layout: &Layout<W>, other: &EntryRef<'_>) -> Ordering {
+        (layout.precedence(other.words).cmp(&layout.precedence(self.words)))
+            .then(tag(self.hash).cmp(&tag(other.hash)))
+            .then_with(|| self.id.cmp(&other.id))
+    }
+}
+
+impl Shard {
+    /// A shard of entries in any order.
+    pub fn build<const W: usize>(layout: &Layout<W>, mut entries: Vec<EntryRef<'_>>) -> Shard {
+        entries.sort_unstable_by(|a, b| a.rank(layout, b));
+        Shard::of_sorted(layout, &entries)
+    }
+
+    fn of_sorted<const W: usize>(layout: &Layout<W>, entries: &[EntryRef<'_>]) -> Shard {
+        let Some(first) = entries.first() else { return Shard::default() };
+        let id_words: usize = entries.iter().map(|entry| entry.id.words.len()).sum();
+        let ends = entries.len().div_ceil(2);
+        let mut body = Vec::with_capacity(entries.len() * layout.stride() + ends + id_words);
+        entries.iter().for_each(|entry| body.extend_from_slice(entry.words));
+        let mut end = 0;
+        for pair in entries.chunks(2) {
+            let mut word = 0;
+            for (index, EntryRef { id, .. }) in pair.iter().enumerate() {
+                end += id.words.len() as u64;
+                word |= (end << 3 | u64::from(id.padding)) << (32 * index);
+            }
+            body.push(word);
+        }
+        entries.iter().for_each(|entry| body.extend_from_slice(entry.id.words));
+        let mut tags = [0u64; TAGGED / 8];
+        for (index, entry) in entries.iter().take(TAGGED).enumerate() {
+            tags[index / 8] |= u64::from(tag(entry.hash)) << (index % 8 * 8);
+        }
+        Shard { body: body.into(), best: layout.precedence(first.words), count: entries.len() as u32, tags }
+    }
+
+    /// The number of rules.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    /// The best precedence; 0 without rules.
+    #[inline(always)]
+    pub fn best(&self) -> u64 {
+        self.best
+    }
+
+    #[inline(always)]
+    fn entry<const W: usize>(&self, layout: &Layout<W>, index: usize) -> &[u64] {
+        let stride = layout.stride();
+        &self.body[index * stride..][..stride]
+    }
+
+    fn end<const W: usize>(&self, layout: &Layout<W>, index: usize) -> (usize, u32) {
+        let word = self.body[self.len() * layout.stride() + index / 2] >> (32 * (index % 2));
+        ((word as u32 >> 3) as usize, word as u32 & 7)
+    }
+
+    /// The id of an entry.
+    pub fn id<const W: usize>(&self, layout: &Layout<W>, index: usize) -> Id<'_> {
+        let ids = &self.body[self.len() * layout.stride() + self.len().div_ceil(2)..];
+        let start = if index == 0 { 0 } else { self.end(layout, index - 1).0 };
+        let (end, padding) = self.end(layout, index);
+        Id { words: &ids[start..end], padding }
+    }
+
+    /// Every rule, best first.
+    pub fn entries<const W: usize>(&self, layout: &Layout<W>) -> impl Iterator<Item = EntryRef<'_>> {
+        (0..self.len()).map(|index| {
+            let words = self.entry(layout, index);
+            EntryRef { words, id: self.id(layout, index), hash: layout.hash_of_entry(words) }
+        })
+    }
+
+    /// The first entry that may match by its tag: what is worth to be fetched into the cache.
+    #[inline(always)]
+    pub fn likely<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> Option<&u64> {
+        let pattern = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
+        for (group, tags) in self.tags.iter().enumerate() {
+            let equal = zero_bytes(tags ^ pattern);
+            if equal != 0 {
+                return self.body.get((group * 8 + equal.trailing_zeros() as usize / 8) * layout.stride());
+            }
+        }
+        self.body.get(TAGGED * layout.stride())
+    }
+
+    /// The best entry that matches.
+    #[inline(always)]
+    pub fn find<const W: usize>(&self, layout: &Layout<W>, key: &PackedKey<W>) -> Option<usize> {
+        let pattern = u64::from(tag(key.hash)) * 0x0101_0101_0101_0101;
+        for (group, tags) in self.tags.iter().enumerate() {
+            let mut equal = zero_bytes(tags ^ pattern);
+            while equal != 0 {
+                let index = group * 8 + equal.trailing_zeros() as usize / 8;
+                if index < self.len() && layout.matches(self.entry(layout, index), key) {
+                    return Some(index);
+                }
+                equal &= equal - 1;
+            }
+        }
+        (TAGGED..self.len()).find(|index| layout.matches(self.entry(layout, *index), key))
+    }
+
+    /// The words of an entry.
+    #[inline(always)]
+    pub fn words<const W: usize>(&self, layout: &Layout<W>, index: usize) -> &[u64] {
+        self.entry(layout, index)
+    }
+
+    /// The shard with one rule more.
+    pub fn with<const W: usize>(&self, layout: &Layout<W>, rule: &TableRule<W>) -> Shard {
+        let (mut words, mut id) = (Vec::with_capacity(layout.stride()), Vec::new());
+        layout.encode(rule, &mut words);
+        let padding = Id::encode(&rule.id, &mut id);
+        let new = EntryRef {
+            words: &words,
+            id: Id { words: &id, padding },
+            hash: layout.hash_of_rule(&rule.pattern),
+        };
+        let mut entries: Vec<EntryRef<'_>> = Vec::with_capacity(self.len() + 1);
+        entries.extend(self.entries(layout));
+        let at = entries.partition_point(|entry| entry.rank(layout, &new) != Ordering::Greater);
+        entries.insert(at, new);
+        Shard::of_sorted(layout, &entries)
+    }
+
+    /// The shard without the entry at `index`.
+    pub fn without<const W: usize>(&self, layout: &Layout<W>, index: usize) -> Shard {
+        let mut entries: Vec<EntryRef<'_>> = self.entries(layout).collect();
+        entries.remove(index);
+        Shard::of_sorted(layout, &entries)
+    }
+
+    /// Where the rule with this pattern (as the layout encodes it), precedence and id stands.
+    pub fn position<const W: usize>(
+        &self,
+        layout: &Layout<W>,
+        pattern: &[u64],
+        precedence: u64,
+        id: Id<'_>,
+    ) -> Option<usize> {
+        (0..self.len()).find(|index| {
+            let entry = self.entry(layout, *index);
+            layout.precedence(entry) == precedence
+                && layout.is_pattern(entry, pattern)
+                && self.id(layout, *index) == id
+        })
+    }
+
+    /// Bytes on the heap, with the counts of the array.
+    pub fn memory_bytes(&self) -> usize {
+        if self.count == 0 { 0 } else { size_of_val(&*self.body) + super::table::ARC_BYTES }
+    }
+}

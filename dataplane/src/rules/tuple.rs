@@ -1,0 +1,353 @@
+//! The rules that look at least at the same bits (the *common* mask): a persistent hash table of shards.
+//!
+//! A key's hash of the common bits names the shard. The number of shards grows and shrinks by one at a time (linear
+//! hashing: W. Litwin, "Linear hashing: a new tool for file and table addressing", 1980), so no change pays for many.
+//! Shards stand in a tree of three levels; a change copies one path of it, and clones share the rest.
+//! Reference for relaxed masks: J. Daly et al., "TupleMerge: fast software packet processing for online packet
+//! classification", 2019.
+
+use super::entry::{Id, Layout, PackedKey};
+use super::pattern::Pattern;
+use super::shard::{EntryRef, Shard};
+use super::table::{ARC_BYTES, TableRule};
+use forebay_pipeline::prefetch::prefetch;
+use std::sync::Arc;
+
+/// Rules per shard, on average. More make changes dearer, fewer waste lines; twice as many are in a shard that is
+/// about to be split, and still nearly all have a tag.
+const SHARD_RULES: usize = 18;
+/// Shards of a leaf: 1 KiB is copied, and 16 counts are touched, by a change.
+const LEAF: usize = 16;
+/// Leaves of a branch.
+const BRANCH: usize = 32;
+
+#[derive(Clone)]
+struct Leaf {
+    best: u64,
+    shards: Arc<[Shard]>,
+}
+
+#[derive(Clone)]
+struct Branch {
+    best: u64,
+    leaves: Arc<[Leaf]>,
+}
+
+/// A hash table of rules.
+#[derive(Clone)]
+pub struct Tuple<const W: usize> {
+    layout: Layout<W>,
+    common: [u64; W],
+    allowed: [u64; W],
+    ranged: bool,
+    rules: usize,
+    shards: usize,
+    best: u64,
+    branches: Vec<Branch>,
+}
+
+/// A rule that a tuple found.
+#[derive(Clone, Copy)]
+pub struct Found<'a, const W: usize> {
+    tuple: &'a Tuple<W>,
+    shard: &'a Shard,
+    index: usize,
+}
+
+impl<'a, const W: usize> Found<'a, W> {
+    /// Its words.
+    #[inline(always)]
+    fn words(&self) -> &'a [u64] {
+        self.shard.words(&self.tuple.layout, self.index)
+    }
+
+    /// Its precedence.
+    #[inline(always)]
+    pub fn precedence(&self) -> u64 {
+        self.tuple.layout.precedence(self.words())
+    }
+
+    /// Its id.
+    pub fn id(&self) -> Id<'a> {
+        self.shard.id(&self.tuple.layout, self.index)
+    }
+
+    /// What it says.
+    #[inline(always)]
+    pub fn hit(&self) -> super::entry::Hit {
+        self.tuple.layout.hit(self.words())
+    }
+}
+
+/// A pattern has ranges of ports that are not in its mask.
+pub fn is_ranged<const W: usize>(pattern: &Pattern<W>) -> bool {
+    (pattern.src_port, pattern.dst_port) != ((0, u16::MAX), (0, u16::MAX))
+}
+
+/// The shard of a hash among so many.
+#[inline(always)]
+fn shard_of(hash: u64, shards: usize) -> usize {
+    let mask = shards.next_power_of_two() - 1;
+    let index = hash as usize & mask;
+    if index < shards { index } else { index & (mask >> 1) }
+}
+
+/// The shard that a new last one takes from, and gives back to: it differs in the highest bit.
+fn buddy(last: usize) -> usize {
+    last & !(1 << last.ilog2())
+}
+
+impl<const W: usize> Tuple<W> {
+    /// A tuple for rules that look at least at `common`, at most at `allowed`, and have ranges of ports if `ranged`.
+    pub fn new(common: &[u64; W], allowed: &[u64; W], ranged: bool) -> Tuple<W> {
+        Tuple {
+            layout: Layout::new(common, allowed, ranged),
+            common: *common,
+            allowed: *allowed,
+            ranged,
+            rules: 0,
+            shards: 0,
+            best: 0,
+            branches: Vec::new(),
+        }
+    }
+
+    /// A tuple of these rules, which must all be [`Tuple::fits`].
+    pub fn build<'a>(empty: Tuple<W>, rules: &[&'a TableRule<W>]) -> Tuple<W>
+    where
+        TableRule<W>: 'a,
+    {
+        let mut tuple = empty;
+        if rules.is_empty() {
+            return tuple;
+        }
+        let shards = rules.len().div_ceil(SHARD_RULES);
+        let hashes: Vec<u64> = rules.iter().map(|rule| tuple.layout.hash_of_rule(&rule.pattern)).collect();
+        // Counting sort: where the rules of each shard start.
+        let mut starts = vec![0u32; shards + 1];
+        hashes.iter().for_each(|hash| starts[shard_of(*hash, shards) + 1] += 1);
+        (0..shards).for_each(|shard| starts[shard + 1] += starts[shard]);
+        let (mut next, mut order) = (starts.clone(), vec![0u32; rules.len()]);
+        for (index, hash) in hashes.iter().enumerate() {
+            let at = &mut next[shard_of(*hash, shards)];
+            order[*at as usize] = index as u32;
+            *at += 1;
+        }
+        let mut built = (0..shards).map(|shard| {
+            let members = &order[starts[shard] as usize..starts[shard + 1] as usize];
+            build_shard(&tuple.layout, members.iter().map(|index| rules[*index as usize]))
+        });
+        let mut branches = Vec::with_capacity(shards.div_ceil(LEAF * BRANCH));
+        for first in (0..shards).step_by(LEAF * BRANCH) {
+            let in_branch = (shards - first).min(LEAF * BRANCH);
+            let leaves = (0..in_branch).step_by(LEAF).map(|first| {
+                let shards: Arc<[Shard]> = built.by_ref().take((in_branch - first).min(LEAF)).collect();
+                Leaf { best: best_shard(&shards), shards }
+            });
+            let leaves: Arc<[Leaf]> = leaves.collect();
+            branches.push(Branch { best: best_leaf(&leaves), leaves });
+        }
+        drop(built);
+        tuple.best = branches.iter().map(|branch| branch.best).max().unwrap_or(0);
+        (tuple.rules, tuple.shards, tuple.branches) = (rules.len(), shards, branches);
+        tuple
+    }
+
+    /// A rule with this pattern may stand here.
+    pub fn fits(&self, pattern: &Pattern<W>) -> bool {
+        let within = |inner: &[u64; W], outer: &[u64; W]| inner.iter().zip(outer).all(|(i, o)| i & !o == 0);
+        is_ranged(pattern) <= self.ranged
+            && within(&self.common, &pattern.mask)
+            && within(&pattern.mask, &self.allowed)
+    }
+
+    /// The number of rules.
+    pub fn len(&self) -> usize {
+        self.rules
+    }
+
+    /// The best precedence of its rules.
+    #[inline(always)]
+    pub fn best(&self) -> u64 {
+        self.best
+    }
+
+    #[inline(always)]
+    fn shard(&self, index: usize) -> &Shard {
+        &self.branches[index / (LEAF * BRANCH)].leaves[index / LEAF % BRANCH].shards[index % LEAF]
+    }
+
+    /// The key as this tuple sees it.
+    #[inline(always)]
+    pub fn key(&self, key: &[u64; W]) -> PackedKey<W> {
+        self.layout.key(key)
+    }
+
+    /// The shard of a key; there is none in an empty tuple.
+    #[inline(always)]
+    pub fn shard_of(&self, key: &PackedKey<W>) -> &Shard {
+        self.shard(shard_of(key.hash, self.shards))
+    }
+
+    /// Fetches what [`Tuple::find`] will probably read.
+    #[inline(always)]
+    pub fn prefetch_entry(&self, shard: &Shard, key: &PackedKey<W>) {
+        if let Some(entry) = shard.likely(&self.layout, key.hash) {
+            prefetch(entry);
+        }
+    }
+
+    /// The best rule of a shard for a key.
+    #[inline(always)]
+    pub fn find<'a>(&'a self, shard: &'a Shard, key: &PackedKey<W>) -> Option<Found<'a, W>> {
+        shard.find(&self.layout, key).map(|index| Found { tuple: self, shard, index })
+    }
+
+    /// Puts a shard in the place of another, copying what clones share.
+    fn put(&mut self, index: usize, shard: Shard) {
+        let branch = &mut self.branches[index / (LEAF * BRANCH)];
+        let leaf = &mut Arc::make_mut(&mut branch.leaves)[index / LEAF % BRANCH];
+        Arc::make_mut(&mut leaf.shards)[index % LEAF] = shard;
+        leaf.best = best_shard(&leaf.shards);
+        branch.best = best_leaf(&branch.leaves);
+        self.best = self.branches.iter().map(|branch| branch.best).max().unwrap_or(0);
+    }
+
+    /// Adds a shard behind the last one.
+    fn push(&mut self, shard: Shard) {
+        let index = self.shards;
+        self.shards += 1;
+        if index.is_multiple_of(LEAF * BRANCH) {
+            self.branches.push(Branch { best: 0, leaves: Arc::default() });
+        }
+        let branch = &mut self.branches[index / (LEAF * BRANCH)];
+        if index.is_multiple_of(LEAF) {
+            let leaf = Leaf { best: shard.best(), shards: Arc::new([shard]) };
+            branch.leaves = branch.leaves.iter().cloned().chain([leaf]).collect();
+        } else {
+            let leaf = &mut Arc::make_mut(&mut branch.leaves)[index / LEAF % BRANCH];
+            leaf.best = leaf.best.max(shard.best());
+            leaf.shards = leaf.shards.iter().cloned().chain([shard]).collect();
+        }
+        branch.best = best_leaf(&branch.leaves);
+    }
+
+    /// Takes the last shard away.
+    fn pop(&mut self) -> Shard {
+        self.shards -= 1;
+        let index = self.shards;
+        let shard = self.shard(index).clone();
+        let branch = &mut self.branches[index / (LEAF * BRANCH)];
+        if index.is_multiple_of(LEAF) {
+            branch.leaves = branch.leaves[..index / LEAF % BRANCH].into();
+        } else {
+            let leaf = &mut Arc::make_mut(&mut branch.leaves)[index / LEAF % BRANCH];
+            leaf.shards = leaf.shards[..index % LEAF].into();
+            leaf.best = best_shard(&leaf.shards);
+        }
+        branch.best = best_leaf(&branch.leaves);
+        if index.is_multiple_of(LEAF * BRANCH) {
+            self.branches.pop();
+        }
+        shard
+    }
+
+    fn grow(&mut self) {
+        if self.shards == 0 {
+            return self.push(Shard::default());
+        }
+        let (new, from) = (self.shards, buddy(self.shards));
+        let old = self.shard(from).clone();
+        let entries: Vec<EntryRef<'_>> = old.entries(&self.layout).collect();
+        let (moved, kept) = entries.into_iter().partition(|entry| shard_of(entry.hash, new + 1) == new);
+        let (moved, kept) = (Shard::build(&self.layout, moved), Shard::build(&self.layout, kept));
+        self.push(moved);
+        self.put(from, kept);
+    }
+
+    fn shrink(&mut self) {
+        let last = self.pop();
+        if self.shards == 0 {
+            return;
+        }
+        let into = buddy(self.shards);
+        let old = self.shard(into).clone();
+        let entries = old.entries(&self.layout).chain(last.entries(&self.layout)).collect();
+        self.put(into, Shard::build(&self.layout, entries));
+    }
+
+    /// Adds a rule, which must be [`Tuple::fits`].
+    pub fn insert(&mut self, rule: &TableRule<W>) {
+        self.rules += 1;
+        if self.shards * SHARD_RULES < self.rules {
+            self.grow();
+        }
+        let index = shard_of(self.layout.hash_of_rule(&rule.pattern), self.shards);
+        let shard = self.shard(index).with(&self.layout, rule);
+        self.put(index, shard);
+    }
+
+    /// Where a rule stands, if it stands here: shard and entry.
+    pub fn position(&self, pattern: &Pattern<W>, precedence: u64, id: Id<'_>) -> Option<(usize, usize)> {
+        if self.shards == 0 || !self.fits(pattern) {
+            return None;
+        }
+        let shard = shard_of(self.layout.hash_of_rule(pattern), self.shards);
+        let mut words = Vec::with_capacity(self.layout.stride());
+        self.layout.encode_pattern(pattern, &mut words);
+        let index = self.shard(shard).position(&self.layout, &words, precedence, id)?;
+        Some((shard, index))
+    }
+
+    /// Removes the rule at a [`Tuple::position`].
+    pub fn remove(&mut self, (shard, index): (usize, usize)) {
+        let without = self.shard(shard).without(&self.layout, index);
+        self.put(shard, without);
+        self.rules -= 1;
+        // Half a shard of slack, so that a rule that comes and goes does not split and merge each time.
+        if self.rules + SHARD_RULES / 2 < (self.shards - 1) * SHARD_RULES || self.rules == 0 {
+            self.shrink();
+        }
+    }
+
+    /// Bytes on the heap.
+    pub fn memory_bytes(&self) -> usize {
+        // The cache line of counts before an array of lines.
+        const LINE_BYTES: usize = 64;
+        let mut bytes = self.layout.memory_bytes() + self.branches.capacity() * size_of::<Branch>();
+        for branch in &self.branches {
+            bytes += ARC_BYTES + size_of_val(&*branch.leaves);
+            for leaf in branch.leaves.iter() {
+                bytes += LINE_BYTES + size_of_val(&*leaf.shards);
+                bytes += leaf.shards.iter().map(Shard::memory_bytes).sum::<usize>();
+            }
+        }
+        bytes
+    }
+}
+
+fn best_shard(shards: &[Shard]) -> u64 {
+    shards.iter().map(Shard::best).max().unwrap_or(0)
+}
+
+fn best_leaf(leaves: &[Leaf]) -> u64 {
+    leaves.iter().map(|leaf| leaf.best).max().unwrap_or(0)
+}
+
+fn build_shard<'a, const W: usize>(
+    layout: &Layout<W>,
+    rules: impl Iterator<Item = &'a TableRule<W>>,
+) -> Shard {
+    let (mut words, mut ids, mut members) = (Vec::new(), Vec::new(), Vec::new());
+    for rule in rules {
+        layout.encode(rule, &mut words);
+        let start = ids.len();
+        let padding = Id::encode(&rule.id, &mut ids);
+        members.push((start, ids.len(), padding));
+    }
+    let entries = words.chunks_exact(layout.stride()).zip(&members).map(|(words, (start, end, padding))| {
+        let id = Id { words: &ids[*start..*end], padding: *padding };
+        EntryRef { words, id, hash: layout.hash_of_entry(words) }
+    });
+    Shard::build(layout, entries.collect())
+}
