@@ -220,6 +220,12 @@ pub struct Id<'a> {
 }
 
 impl Id<'_> {
+    /// The first 16 bytes.
+    #[inline(always)]
+    pub fn head(&self) -> [u64; 2] {
+        [self.words.first().copied().unwrap_or(0), self.words.get(1).copied().unwrap_or(0)]
+    }
+
     /// The words of a string, and how many zero bytes follow it.
     pub fn encode(text: &str, out: &mut Vec<u64>) -> u32 {
         for chunk in text.as_bytes().chunks(8) {

@@ -47,7 +47,7 @@ pub fn address_words(address: IpAddr) -> ([u64; 2], u64) {
 }
 
 /// The leading `length` ones over two words.
-fn prefix_mask(length: u8) -> [u64; 2] {
+pub(super) fn prefix_mask(length: u8) -> [u64; 2] {
     let bits = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
     [(bits >> 64) as u64, bits as u64]
 }

@@ -7,6 +7,7 @@
 
 use super::entry::{Id, Layout, PackedKey};
 use super::table::TableRule;
+use forebay_pipeline::prefetch::prefetch_address;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
@@ -56,17 +57,19 @@ impl EntryRef<'_> {
 }
 
 impl Shard {
-    /// A shard of entries in any order.
-    pub fn build<const W: usize>(layout: &Layout<W>, mut entries: Vec<EntryRef<'_>>) -> Shard {
+    /// A shard of entries in any order; `scratch` is only there to be used again.
+    pub fn build<const W: usize>(
+        layout: &Layout<W>,
+        entries: &mut [EntryRef<'_>],
+        scratch: &mut Vec<u64>,
+    ) -> Shard {
         entries.sort_unstable_by(|a, b| a.rank(layout, b));
-        Shard::of_sorted(layout, &entries)
+        Shard::of_sorted(layout, entries, scratch)
     }
 
-    fn of_sorted<const W: usize>(layout: &Layout<W>, entries: &[EntryRef<'_>]) -> Shard {
+    fn of_sorted<const W: usize>(layout: &Layout<W>, entries: &[EntryRef<'_>], body: &mut Vec<u64>) -> Shard {
         let Some(first) = entries.first() else { return Shard::default() };
-        let id_words: usize = entries.iter().map(|entry| entry.id.words.len()).sum();
-        let ends = entries.len().div_ceil(2);
-        let mut body = Vec::with_capacity(entries.len() * layout.stride() + ends + id_words);
+        body.clear();
         entries.iter().for_each(|entry| body.extend_from_slice(entry.words));
         let mut end = 0;
         for pair in entries.chunks(2) {
@@ -82,7 +85,12 @@ impl Shard {
         for (index, entry) in entries.iter().take(TAGGED).enumerate() {
             tags[index / 8] |= u64::from(tag(entry.hash)) << (index % 8 * 8);
         }
-        Shard { body: body.into(), best: layout.precedence(first.words), count: entries.len() as u32, tags }
+        Shard {
+            body: body.as_slice().into(),
+            best: layout.precedence(first.words),
+            count: entries.len() as u32,
+            tags,
+        }
     }
 
     /// The number of rules.
@@ -124,7 +132,7 @@ impl Shard {
         })
     }
 
-    /// The first entry that may match by its tag: what is worth to be fetched into the cache.
+    /// The first entry that may match by its tag; `None` if there is none.
     #[inline(always)]
     pub fn likely<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> Option<&u64> {
         let pattern = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
@@ -134,7 +142,7 @@ impl Shard {
                 return self.body.get((group * 8 + equal.trailing_zeros() as usize / 8) * layout.stride());
             }
         }
-        self.body.get(TAGGED * layout.stride())
+        if self.len() > TAGGED { self.body.get(TAGGED * layout.stride()) } else { None }
     }
 
     /// The best entry that matches.
@@ -160,6 +168,16 @@ impl Shard {
         self.entry(layout, index)
     }
 
+    /// The number of entries with this hash.
+    pub fn bucket_len<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> usize {
+        let tag = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
+        let alike = self.tags.iter().map(|tags| zero_bytes(tags ^ tag).count_ones()).sum::<u32>();
+        if alike == 0 && self.len() <= TAGGED {
+            return 0;
+        }
+        (0..self.len()).filter(|index| layout.hash_of_entry(self.entry(layout, *index)) == hash).count()
+    }
+
     /// The shard with one rule more.
     pub fn with<const W: usize>(&self, layout: &Layout<W>, rule: &TableRule<W>) -> Shard {
         let (mut words, mut id) = (Vec::with_capacity(layout.stride()), Vec::new());
@@ -174,14 +192,14 @@ impl Shard {
         entries.extend(self.entries(layout));
         let at = entries.partition_point(|entry| entry.rank(layout, &new) != Ordering::Greater);
         entries.insert(at, new);
-        Shard::of_sorted(layout, &entries)
+        Shard::of_sorted(layout, &entries, &mut Vec::with_capacity(self.body.len() + 2 * layout.stride()))
     }
 
     /// The shard without the entry at `index`.
     pub fn without<const W: usize>(&self, layout: &Layout<W>, index: usize) -> Shard {
         let mut entries: Vec<EntryRef<'_>> = self.entries(layout).collect();
         entries.remove(index);
-        Shard::of_sorted(layout, &entries)
+        Shard::of_sorted(layout, &entries, &mut Vec::with_capacity(self.body.len()))
     }
 
     /// Where the rule with this pattern (as the layout encodes it), precedence and id stands.
@@ -198,6 +216,11 @@ impl Shard {
                 && layout.is_pattern(entry, pattern)
                 && self.id(layout, *index) == id
         })
+    }
+
+    /// Fetches the counts that a copy of the shard touches.
+    pub fn prefetch_counts(&self) {
+        prefetch_address(self.body.as_ptr().cast::<u8>().wrapping_sub(super::table::ARC_BYTES));
     }
 
     /// Bytes on the heap, with the counts of the array.

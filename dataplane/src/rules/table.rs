@@ -1,7 +1,9 @@
 //! The compiled rule table: a persistent tuple space. Changed by the control side, read by the workers.
 //!
-//! Rules that look at the same bits share a [`Tuple`]: a hash table from the masked key to the rules with that value. A
-//! lookup asks the tuples in the order of the best precedence that each holds and stops when no later one can win.
+//! Rules that look at the same bits share a *tuple* ([`super::tuple`]): a hash table from the masked key to the rules with
+//! that value. Rules that hashing cannot tell apart are in a tree ([`super::tree`]); which rule stands where is decided
+//! in [`super::root`]. A lookup asks the tuples in the order of the best precedence that each holds, then the tree, and
+//! leaves out what cannot win any more.
 //! References: V. Srinivasan, S. Suri, G. Varghese, "Packet classification using tuple space search", 1999;
 //! P. Bagwell, "Ideal hash trees", 2001, for the sharing of what a change does not touch.
 //!
@@ -9,14 +11,10 @@
 //! to the rule. What a clone shows never changes.
 
 pub use super::entry::Hit;
-use super::entry::{Id, PackedKey};
+use super::entry::Id;
 use super::pattern::Pattern;
-use super::shard::Shard;
-use super::tuple::{Found, Tuple, is_ranged};
+use super::root::{BATCH, Root};
 use crate::action::Action;
-use forebay_pipeline::prefetch::prefetch;
-use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A rule ready to be put into a table of `W`-word keys.
@@ -39,20 +37,6 @@ pub struct TableRule<const W: usize> {
 /// Bytes of the two counts in front of what an `Arc` points to.
 pub(super) const ARC_BYTES: usize = 16;
 
-/// Keys that are looked up together. 64 misses of the cache are more than a core can have under way, and what is noted
-/// of each still stays in the first-level cache.
-const BATCH: usize = 64;
-
-/// Tuples whose shards a lookup of one key fetches at once.
-const AHEAD: usize = 8;
-
-#[derive(Clone)]
-struct Root<const W: usize> {
-    /// The tuple that holds the best rule first.
-    tuples: Vec<Arc<Tuple<W>>>,
-    rules: usize,
-}
-
 /// Rules over keys of `W` words.
 #[derive(Clone)]
 pub struct Table<const W: usize> {
@@ -66,129 +50,6 @@ impl<const W: usize> Default for Table<W> {
     }
 }
 
-/// The best rule so far for one key.
-#[derive(Clone, Copy)]
-struct Best<'a, const W: usize> {
-    precedence: u64,
-    found: Option<Found<'a, W>>,
-}
-
-impl<'a, const W: usize> Best<'a, W> {
-    const NONE: Best<'a, W> = Best { precedence: 0, found: None };
-
-    /// A rule of this precedence could still win.
-    #[inline(always)]
-    fn may_lose_to(&self, precedence: u64) -> bool {
-        self.found.is_none() || precedence >= self.precedence
-    }
-
-    #[inline(always)]
-    fn offer(&mut self, found: Found<'a, W>) {
-        let precedence = found.precedence();
-        let wins = match &self.found {
-            None => true,
-            Some(_) if precedence != self.precedence => precedence > self.precedence,
-            Some(best) => found.id() < best.id(),
-        };
-        if wins {
-            *self = Best { precedence, found: Some(found) };
-        }
-    }
-
-    #[inline(always)]
-    fn hit(&self) -> Option<Hit> {
-        self.found.map(|found| found.hit())
-    }
-}
-
-impl<const W: usize> Root<W> {
-    #[inline(always)]
-    fn lookup(&self, key: &[u64; W]) -> Option<Hit> {
-        let mut best = Best::NONE;
-        for tuples in self.tuples.chunks(AHEAD) {
-            let mut seen: [Option<(PackedKey<W>, &Shard)>; AHEAD] = [None; AHEAD];
-            for (tuple, seen) in tuples.iter().zip(&mut seen) {
-                if !best.may_lose_to(tuple.best()) {
-                    break;
-                }
-                let key = tuple.key(key);
-                let shard = tuple.shard_of(&key);
-                prefetch(shard);
-                *seen = Some((key, shard));
-            }
-            for (tuple, seen) in tuples.iter().zip(&seen) {
-                let Some((key, shard)) = seen else { return best.hit() };
-                if !best.may_lose_to(tuple.best()) {
-                    return best.hit();
-                }
-                if let Some(found) = tuple.find(shard, key) {
-                    best.offer(found);
-                }
-            }
-        }
-        best.hit()
-    }
-
-    #[inline(always)]
-    fn lookup_batch(&self, keys: &[[u64; W]], out: &mut [Option<Hit>]) {
-        let mut best = [Best::NONE; BATCH];
-        let empty = PackedKey { words: [0; W], ports: 0, hash: 0 };
-        let mut seen: [(PackedKey<W>, Option<&Shard>, u8); BATCH] = [(empty, None, 0); BATCH];
-        for tuple in &self.tuples {
-            let mut open = 0;
-            for (index, (key, best)) in keys.iter().zip(&best).enumerate() {
-                if best.may_lose_to(tuple.best()) {
-                    let key = tuple.key(key);
-                    let shard = tuple.shard_of(&key);
-                    prefetch(shard);
-                    seen[open] = (key, Some(shard), index as u8);
-                    open += 1;
-                }
-            }
-            if open == 0 {
-                break;
-            }
-            for (key, shard, _) in &seen[..open] {
-                if let Some(shard) = shard {
-                    tuple.prefetch_entry(shard, key);
-                }
-            }
-            for (key, shard, index) in &seen[..open] {
-                if let Some(found) = shard.and_then(|shard| tuple.find(shard, key)) {
-                    best[usize::from(*index)].offer(found);
-                }
-            }
-        }
-        for (out, best) in out.iter_mut().zip(&best) {
-            *out = best.hit();
-        }
-    }
-
-    fn insert(&mut self, rule: &TableRule<W>) {
-        let pattern = &rule.pattern;
-        let at = self.tuples.iter().position(|tuple| tuple.fits(pattern)).unwrap_or_else(|| {
-            self.tuples.push(Arc::new(Tuple::new(&pattern.mask, &pattern.mask, is_ranged(pattern))));
-            self.tuples.len() - 1
-        });
-        Arc::make_mut(&mut self.tuples[at]).insert(rule);
-        self.rules += 1;
-        self.rank();
-    }
-
-    fn remove(&mut self, at: usize, position: (usize, usize)) {
-        Arc::make_mut(&mut self.tuples[at]).remove(position);
-        if self.tuples[at].len() == 0 {
-            self.tuples.remove(at);
-        }
-        self.rules -= 1;
-        self.rank();
-    }
-
-    fn rank(&mut self) {
-        self.tuples.sort_by_key(|tuple| Reverse(tuple.best()));
-    }
-}
-
 impl<const W: usize> Table<W> {
     /// A table of these rules, whose ids differ. The time is linear in their number but for sorting.
     pub fn compile(rules: impl IntoIterator<Item = TableRule<W>>) -> Table<W> {
@@ -196,16 +57,7 @@ impl<const W: usize> Table<W> {
         if rules.is_empty() {
             return Table::default();
         }
-        let mut alike: HashMap<([u64; W], bool), Vec<&TableRule<W>>> = HashMap::new();
-        for rule in &rules {
-            alike.entry((rule.pattern.mask, is_ranged(&rule.pattern))).or_default().push(rule);
-        }
-        let tuples = alike
-            .into_iter()
-            .map(|((mask, ranged), rules)| Arc::new(Tuple::build(Tuple::new(&mask, &mask, ranged), &rules)));
-        let mut root = Root { tuples: tuples.collect(), rules: rules.len() };
-        root.rank();
-        Table { root: Some(Arc::new(root)) }
+        Table { root: Some(Arc::new(Root::compile(&rules))) }
     }
 
     /// The best rule for a packet with these words.
@@ -228,8 +80,7 @@ impl<const W: usize> Table<W> {
 
     /// Adds a rule whose id is not in the table: a rule that replaces another comes after its removal.
     pub fn insert(&mut self, rule: TableRule<W>) {
-        let empty = || Arc::new(Root { tuples: Vec::new(), rules: 0 });
-        Arc::make_mut(self.root.get_or_insert_with(empty)).insert(&rule);
+        Arc::make_mut(self.root.get_or_insert_with(|| Arc::new(Root::empty()))).insert(rule);
     }
 
     /// Removes the rule with this pattern, precedence and id. Whether it was there.
@@ -237,15 +88,11 @@ impl<const W: usize> Table<W> {
         let Some(root) = &mut self.root else { return false };
         let mut words = Vec::new();
         let padding = Id::encode(id, &mut words);
-        let id = Id { words: &words, padding };
-        let places = root.tuples.iter().enumerate();
-        let Some((at, position)) =
-            places.filter_map(|(at, tuple)| Some((at, tuple.position(pattern, precedence, id)?))).next()
-        else {
+        let Some(place) = root.place(pattern, precedence, Id { words: &words, padding }) else {
             return false;
         };
-        Arc::make_mut(root).remove(at, position);
-        if root.rules == 0 {
+        Arc::make_mut(root).remove(place);
+        if root.len() == 0 {
             self.root = None;
         }
         true
@@ -253,7 +100,7 @@ impl<const W: usize> Table<W> {
 
     /// The number of rules.
     pub fn len(&self) -> usize {
-        self.root.as_ref().map_or(0, |root| root.rules)
+        self.root.as_ref().map_or(0, |root| root.len())
     }
 
     /// No rules.
@@ -265,8 +112,7 @@ impl<const W: usize> Table<W> {
     /// clones share is counted in each.
     pub fn memory_bytes(&self) -> usize {
         let Some(root) = &self.root else { return 0 };
-        let tuples = root.tuples.iter().map(|tuple| ARC_BYTES + size_of::<Tuple<W>>() + tuple.memory_bytes());
-        ARC_BYTES + size_of::<Root<W>>() + root.tuples.capacity() * size_of::<usize>() + tuples.sum::<usize>()
+        ARC_BYTES + size_of::<Root<W>>() + root.memory_bytes()
     }
 }
 
@@ -277,7 +123,8 @@ mod tests {
     use crate::rules::key::Key;
     use crate::rules::pattern::{INGRESS_WORDS, ingress_words, precedence};
     use crate::rules::reference::{ReferenceTable, arbitrary};
-    use crate::rules::rule::{Opaque, Rule, Scope};
+    use crate::rules::rule::{Match, Opaque, Rule, RuleAction, Scope};
+    use ipnet::{IpNet, Ipv4Net};
     use proptest::prelude::*;
 
     fn egress_rule(slot: usize, rule: &Rule) -> TableRule<7> {
@@ -403,6 +250,103 @@ mod tests {
                 ingress_words(inner, outer, Opaque::Vxlan(*vni), *uplink)
             });
             change(&rules, &steps, &words.collect::<Vec<_>>());
+        }
+    }
+
+    /// Rules that are hard on a table, and packets near them: prefixes of any length, ranges, few priorities.
+    fn nasty(seeds: &[[u32; 4]]) -> (Vec<Rule>, Vec<Key>) {
+        let net = |bits: u32, length: u32| {
+            let net = Ipv4Net::new((0x0a00_0000 | bits & 0x0103_ffff).into(), (length % 33) as u8);
+            Some(IpNet::V4(net.unwrap().trunc()))
+        };
+        let range = |bits: u32| {
+            let (first, width) = ((bits >> 16) as u16, bits as u16 >> (bits >> 8 & 15));
+            Some((first, first.saturating_add(width)))
+        };
+        let rules = seeds.iter().enumerate().map(|(index, [a, b, c, d])| {
+            let mut matches = Match::default();
+            let kind = a % 8;
+            if kind != 0 {
+                matches.dst = net(*b, if kind < 3 { 32 } else { a >> 8 });
+            }
+            if kind > 4 {
+                matches.src = net(*c, a >> 16);
+            }
+            if kind == 0 || kind > 3 {
+                matches.dst_port = range(*d);
+                matches.src_port = range(b.rotate_left(7)).filter(|_| a & 0x1000 != 0);
+                matches.proto = (a & 0x2000 != 0).then_some(6);
+            }
+            let scope = Scope::Egress("vm1".into());
+            let id = format!("{}-{index}", d % 7).into();
+            Rule { id, scope, priority: a >> 28 & 3, matches, action: RuleAction::Drop }
+        });
+        let keys = seeds.iter().map(|[a, b, c, d]| {
+            let mut key = Key::ethernet(1, 2, 0x0800, 0);
+            let low = |bits: u32, noise: u32| 0x0a00_0000 | (bits ^ noise >> (noise & 31)) & 0x0103_ffff;
+            key.set_ipv4(low(*c, *d), low(*b, *a), if a & 0x4000 == 0 { 6 } else { 17 }, 0);
+            key.set_ports((b.rotate_left(7) >> 16) as u16, (d >> 16) as u16 + (a >> 8) as u16 % 3);
+            key
+        });
+        (rules.collect(), keys.collect())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn nasty_tables_agree_with_the_reference_after_every_kind_of_change(
+            seeds in proptest::collection::vec(any::<[u32; 4]>(), 1..900),
+        ) {
+            let (rules, keys) = nasty(&seeds);
+            let words: Vec<_> = keys.iter().map(|key| key.0).collect();
+            let expect = |rules: Vec<Rule>, among: &[Rule]| -> Vec<Option<u32>> {
+                let slot = |rule: &Rule| among.iter().position(|r| r.id == rule.id).map(|slot| slot as u32);
+                let reference = ReferenceTable::new(rules);
+                keys.iter().map(|key| reference.egress(key).and_then(slot)).collect()
+            };
+            let all = expect(rules.clone(), &rules);
+            prop_assert_eq!(&slots(&egress(&rules), &words), &all);
+
+            let mut table = Table::default();
+            for (slot, rule) in rules.iter().enumerate() {
+                table.insert(egress_rule(slot, rule));
+            }
+            let grown = table.clone();
+            prop_assert_eq!(&slots(&grown, &words), &all);
+
+            for rule in rules.iter().step_by(2) {
+                let rule = egress_rule(0, rule);
+                prop_assert!(table.remove(&rule.pattern, rule.precedence, &rule.id));
+            }
+            let kept: Vec<Rule> = rules.iter().skip(1).step_by(2).cloned().collect();
+            prop_assert_eq!(table.len(), kept.len());
+            prop_assert_eq!(slots(&table, &words), expect(kept, &rules));
+            prop_assert_eq!(&slots(&grown, &words), &all);
+
+            for rule in rules.iter().skip(1).step_by(2) {
+                let rule = egress_rule(0, rule);
+                prop_assert!(table.remove(&rule.pattern, rule.precedence, &rule.id));
+            }
+            prop_assert!(table.is_empty());
+            prop_assert_eq!(table.memory_bytes(), 0);
+        }
+    }
+
+    #[test]
+    fn large_and_small_tables_take_less_than_90_bytes_a_rule() {
+        let rule = |slot: u32| {
+            let net = Ipv4Net::new((slot << 8).into(), 24).unwrap();
+            let matches = Match { dst: Some(IpNet::V4(net)), ..Match::default() };
+            let pattern = Pattern::egress(&matches);
+            let id = format!("rule-{slot:07}").into();
+            let action = Action::Drop(DropReason::RuleDrop);
+            TableRule { pattern, precedence: 24, id, slot, action, names_layer2: false }
+        };
+        for count in [100, 1_000, 100_000] {
+            let table = Table::<7>::compile((0..count).map(rule));
+            let bytes = table.memory_bytes() as f64 / f64::from(count);
+            assert!(bytes < 90.0, "{bytes} bytes a rule in a table of {count}");
         }
     }
 

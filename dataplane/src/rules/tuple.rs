@@ -7,10 +7,11 @@
 //! classification", 2019.
 
 use super::entry::{Id, Layout, PackedKey};
+use super::ladder::Class;
 use super::pattern::Pattern;
 use super::shard::{EntryRef, Shard};
 use super::table::{ARC_BYTES, TableRule};
-use forebay_pipeline::prefetch::prefetch;
+use forebay_pipeline::prefetch::{prefetch, prefetch_address};
 use std::sync::Arc;
 
 /// Rules per shard, on average. More make changes dearer, fewer waste lines; twice as many are in a shard that is
@@ -18,6 +19,8 @@ use std::sync::Arc;
 const SHARD_RULES: usize = 18;
 /// Shards of a leaf: 1 KiB is copied, and 16 counts are touched, by a change.
 const LEAF: usize = 16;
+/// Before an array of cache lines, its counts take a line.
+const LINE_BYTES: usize = 64;
 /// Leaves of a branch.
 const BRANCH: usize = 32;
 
@@ -37,9 +40,7 @@ struct Branch {
 #[derive(Clone)]
 pub struct Tuple<const W: usize> {
     layout: Layout<W>,
-    common: [u64; W],
-    allowed: [u64; W],
-    ranged: bool,
+    class: Class<W>,
     rules: usize,
     shards: usize,
     best: u64,
@@ -98,44 +99,44 @@ fn buddy(last: usize) -> usize {
 }
 
 impl<const W: usize> Tuple<W> {
-    /// A tuple for rules that look at least at `common`, at most at `allowed`, and have ranges of ports if `ranged`.
-    pub fn new(common: &[u64; W], allowed: &[u64; W], ranged: bool) -> Tuple<W> {
-        Tuple {
-            layout: Layout::new(common, allowed, ranged),
-            common: *common,
-            allowed: *allowed,
-            ranged,
-            rules: 0,
-            shards: 0,
-            best: 0,
-            branches: Vec::new(),
-        }
+    /// A tuple for the rules of a class.
+    pub fn new(class: Class<W>) -> Tuple<W> {
+        let layout = Layout::new(&class.common, &class.allowed, class.ranged);
+        Tuple { layout, class, rules: 0, shards: 0, best: 0, branches: Vec::new() }
     }
 
-    /// A tuple of these rules, which must all be [`Tuple::fits`].
-    pub fn build<'a>(empty: Tuple<W>, rules: &[&'a TableRule<W>]) -> Tuple<W>
-    where
-        TableRule<W>: 'a,
-    {
-        let mut tuple = empty;
-        if rules.is_empty() {
-            return tuple;
+    /// A tuple of rules of a class, with at most `most` in a bucket, and the rules that found no room.
+    pub fn build(class: Class<W>, rules: Vec<&TableRule<W>>, most: usize) -> (Tuple<W>, Vec<&TableRule<W>>) {
+        let empty = Tuple::new(class);
+        let hashes: Vec<u64> = rules.iter().map(|rule| empty.layout.hash_of_rule(&rule.pattern)).collect();
+        let mut order: Vec<(u64, u32)> = hashes.iter().copied().zip(0..).collect();
+        order.sort_unstable();
+        let mut crowded: Vec<&TableRule<W>> = Vec::new();
+        let mut is_kept = vec![true; rules.len()];
+        for run in order.chunk_by(|a, b| a.0 == b.0).filter(|run| run.len() > most) {
+            for (_, rule) in &run[most..] {
+                crowded.push(rules[*rule as usize]);
+                is_kept[*rule as usize] = false;
+            }
         }
+        // In the order in which they came, which is how they stand in memory.
+        let kept = rules.iter().zip(hashes).zip(is_kept);
+        let kept: Vec<(&TableRule<W>, u64)> =
+            kept.filter(|(_, kept)| *kept).map(|((rule, hash), _)| (*rule, hash)).collect();
+        (empty.filled(&kept), crowded)
+    }
+
+    /// The tuple with its first rules.
+    fn filled(mut self, rules: &[(&TableRule<W>, u64)]) -> Tuple<W> {
         let shards = rules.len().div_ceil(SHARD_RULES);
-        let hashes: Vec<u64> = rules.iter().map(|rule| tuple.layout.hash_of_rule(&rule.pattern)).collect();
-        // Counting sort: where the rules of each shard start.
-        let mut starts = vec![0u32; shards + 1];
-        hashes.iter().for_each(|hash| starts[shard_of(*hash, shards) + 1] += 1);
-        (0..shards).for_each(|shard| starts[shard + 1] += starts[shard]);
-        let (mut next, mut order) = (starts.clone(), vec![0u32; rules.len()]);
-        for (index, hash) in hashes.iter().enumerate() {
-            let at = &mut next[shard_of(*hash, shards)];
-            order[*at as usize] = index as u32;
-            *at += 1;
-        }
-        let mut built = (0..shards).map(|shard| {
-            let members = &order[starts[shard] as usize..starts[shard + 1] as usize];
-            build_shard(&tuple.layout, members.iter().map(|index| rules[*index as usize]))
+        let encoded = Encoded::new(&self.layout, rules);
+        let (starts, order) = by_shard(rules, shards);
+        let (mut entries, mut scratch) = (Vec::new(), Vec::new());
+        let mut built = starts.windows(2).map(|range| {
+            let members = &order[range[0] as usize..range[1] as usize];
+            entries.clear();
+            entries.extend(members.iter().map(|index| encoded.entry(*index as usize)));
+            Shard::build(&self.layout, &mut entries, &mut scratch)
         });
         let mut branches = Vec::with_capacity(shards.div_ceil(LEAF * BRANCH));
         for first in (0..shards).step_by(LEAF * BRANCH) {
@@ -148,17 +149,17 @@ impl<const W: usize> Tuple<W> {
             branches.push(Branch { best: best_leaf(&leaves), leaves });
         }
         drop(built);
-        tuple.best = branches.iter().map(|branch| branch.best).max().unwrap_or(0);
-        (tuple.rules, tuple.shards, tuple.branches) = (rules.len(), shards, branches);
-        tuple
+        self.best = branches.iter().map(|branch| branch.best).max().unwrap_or(0);
+        (self.rules, self.shards, self.branches) = (rules.len(), shards, branches);
+        self
     }
 
     /// A rule with this pattern may stand here.
     pub fn fits(&self, pattern: &Pattern<W>) -> bool {
         let within = |inner: &[u64; W], outer: &[u64; W]| inner.iter().zip(outer).all(|(i, o)| i & !o == 0);
-        is_ranged(pattern) <= self.ranged
-            && within(&self.common, &pattern.mask)
-            && within(&pattern.mask, &self.allowed)
+        is_ranged(pattern) <= self.class.ranged
+            && within(&self.class.common, &pattern.mask)
+            && within(&pattern.mask, &self.class.allowed)
     }
 
     /// The number of rules.
@@ -172,6 +173,16 @@ impl<const W: usize> Tuple<W> {
         self.best
     }
 
+    /// What its rules have in common.
+    pub fn class(&self) -> &Class<W> {
+        &self.class
+    }
+
+    /// Bits that are hashed.
+    pub fn bits(&self) -> u32 {
+        self.class.common.iter().map(|word| word.count_ones()).sum()
+    }
+
     #[inline(always)]
     fn shard(&self, index: usize) -> &Shard {
         &self.branches[index / (LEAF * BRANCH)].leaves[index / LEAF % BRANCH].shards[index % LEAF]
@@ -183,24 +194,56 @@ impl<const W: usize> Tuple<W> {
         self.layout.key(key)
     }
 
-    /// The shard of a key; there is none in an empty tuple.
+    /// The shard of a key's hash; there is none in an empty tuple.
     #[inline(always)]
-    pub fn shard_of(&self, key: &PackedKey<W>) -> &Shard {
-        self.shard(shard_of(key.hash, self.shards))
+    pub fn shard_of(&self, hash: u64) -> &Shard {
+        self.shard(shard_of(hash, self.shards))
     }
 
-    /// Fetches what [`Tuple::find`] will probably read.
+    /// Whether [`Tuple::find`] may find something; what it will read first is fetched.
     #[inline(always)]
-    pub fn prefetch_entry(&self, shard: &Shard, key: &PackedKey<W>) {
-        if let Some(entry) = shard.likely(&self.layout, key.hash) {
+    pub fn prefetch_entry(&self, shard: &Shard, hash: u64) -> bool {
+        let entry = shard.likely(&self.layout, hash);
+        entry.is_some_and(|entry| {
             prefetch(entry);
-        }
+            true
+        })
     }
 
     /// The best rule of a shard for a key.
     #[inline(always)]
     pub fn find<'a>(&'a self, shard: &'a Shard, key: &PackedKey<W>) -> Option<Found<'a, W>> {
         shard.find(&self.layout, key).map(|index| Found { tuple: self, shard, index })
+    }
+
+    /// The rules that stand in one bucket with this pattern.
+    pub fn bucket_len(&self, pattern: &Pattern<W>) -> usize {
+        if self.shards == 0 {
+            return 0;
+        }
+        let hash = self.layout.hash_of_rule(pattern);
+        self.shard(shard_of(hash, self.shards)).bucket_len(&self.layout, hash)
+    }
+
+    /// Fetches what a change of a rule with this pattern reads: first its shard, then, when that is there, the counts of
+    /// everything that a copy of the path shares.
+    pub fn prefetch_shard(&self, pattern: &Pattern<W>) {
+        if self.shards > 0 {
+            prefetch(self.shard(shard_of(self.layout.hash_of_rule(pattern), self.shards)));
+        }
+    }
+
+    fn prefetch_path(&self, index: usize) {
+        let branch = &self.branches[index / (LEAF * BRANCH)];
+        let leaf = &branch.leaves[index / LEAF % BRANCH];
+        if Arc::strong_count(&branch.leaves) > 1 {
+            branch.leaves.iter().for_each(|leaf| {
+                prefetch_address(leaf.shards.as_ptr().cast::<u8>().wrapping_sub(LINE_BYTES));
+            });
+        }
+        if Arc::strong_count(&branch.leaves) > 1 || Arc::strong_count(&leaf.shards) > 1 {
+            leaf.shards.iter().for_each(Shard::prefetch_counts);
+        }
     }
 
     /// Puts a shard in the place of another, copying what clones share.
@@ -259,8 +302,11 @@ impl<const W: usize> Tuple<W> {
         let (new, from) = (self.shards, buddy(self.shards));
         let old = self.shard(from).clone();
         let entries: Vec<EntryRef<'_>> = old.entries(&self.layout).collect();
-        let (moved, kept) = entries.into_iter().partition(|entry| shard_of(entry.hash, new + 1) == new);
-        let (moved, kept) = (Shard::build(&self.layout, moved), Shard::build(&self.layout, kept));
+        let (mut moved, mut kept): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|entry| shard_of(entry.hash, new + 1) == new);
+        let mut scratch = Vec::new();
+        let moved = Shard::build(&self.layout, &mut moved, &mut scratch);
+        let kept = Shard::build(&self.layout, &mut kept, &mut scratch);
         self.push(moved);
         self.put(from, kept);
     }
@@ -272,8 +318,8 @@ impl<const W: usize> Tuple<W> {
         }
         let into = buddy(self.shards);
         let old = self.shard(into).clone();
-        let entries = old.entries(&self.layout).chain(last.entries(&self.layout)).collect();
-        self.put(into, Shard::build(&self.layout, entries));
+        let mut entries: Vec<_> = old.entries(&self.layout).chain(last.entries(&self.layout)).collect();
+        self.put(into, Shard::build(&self.layout, &mut entries, &mut Vec::new()));
     }
 
     /// Adds a rule, which must be [`Tuple::fits`].
@@ -283,6 +329,7 @@ impl<const W: usize> Tuple<W> {
             self.grow();
         }
         let index = shard_of(self.layout.hash_of_rule(&rule.pattern), self.shards);
+        self.prefetch_path(index);
         let shard = self.shard(index).with(&self.layout, rule);
         self.put(index, shard);
     }
@@ -292,7 +339,9 @@ impl<const W: usize> Tuple<W> {
         if self.shards == 0 || !self.fits(pattern) {
             return None;
         }
-        let shard = shard_of(self.layout.hash_of_rule(pattern), self.shards);
+        let hash = self.layout.hash_of_rule(pattern);
+        let shard = shard_of(hash, self.shards);
+        self.shard(shard).likely(&self.layout, hash)?;
         let mut words = Vec::with_capacity(self.layout.stride());
         self.layout.encode_pattern(pattern, &mut words);
         let index = self.shard(shard).position(&self.layout, &words, precedence, id)?;
@@ -301,6 +350,7 @@ impl<const W: usize> Tuple<W> {
 
     /// Removes the rule at a [`Tuple::position`].
     pub fn remove(&mut self, (shard, index): (usize, usize)) {
+        self.prefetch_path(shard);
         let without = self.shard(shard).without(&self.layout, index);
         self.put(shard, without);
         self.rules -= 1;
@@ -312,8 +362,6 @@ impl<const W: usize> Tuple<W> {
 
     /// Bytes on the heap.
     pub fn memory_bytes(&self) -> usize {
-        // The cache line of counts before an array of lines.
-        const LINE_BYTES: usize = 64;
         let mut bytes = self.layout.memory_bytes() + self.branches.capacity() * size_of::<Branch>();
         for branch in &self.branches {
             bytes += ARC_BYTES + size_of_val(&*branch.leaves);
@@ -334,20 +382,48 @@ fn best_leaf(leaves: &[Leaf]) -> u64 {
     leaves.iter().map(|leaf| leaf.best).max().unwrap_or(0)
 }
 
-fn build_shard<'a, const W: usize>(
-    layout: &Layout<W>,
-    rules: impl Iterator<Item = &'a TableRule<W>>,
-) -> Shard {
-    let (mut words, mut ids, mut members) = (Vec::new(), Vec::new(), Vec::new());
-    for rule in rules {
-        layout.encode(rule, &mut words);
-        let start = ids.len();
-        let padding = Id::encode(&rule.id, &mut ids);
-        members.push((start, ids.len(), padding));
+/// Rules as entries, one behind the other, in the order in which they came.
+struct Encoded {
+    words: Vec<u64>,
+    stride: usize,
+    ids: Vec<u64>,
+    /// Where each id ends, and its padding.
+    ends: Vec<(u32, u32)>,
+    hashes: Vec<u64>,
+}
+
+impl Encoded {
+    fn new<const W: usize>(layout: &Layout<W>, rules: &[(&TableRule<W>, u64)]) -> Encoded {
+        let stride = layout.stride();
+        let (mut words, mut ids) =
+            (Vec::with_capacity(rules.len() * stride), Vec::with_capacity(rules.len() * 2));
+        let mut ends = Vec::with_capacity(rules.len() + 1);
+        ends.push((0, 0));
+        for (rule, _) in rules {
+            layout.encode(rule, &mut words);
+            let padding = Id::encode(&rule.id, &mut ids);
+            ends.push((ids.len() as u32, padding));
+        }
+        Encoded { words, stride, ids, ends, hashes: rules.iter().map(|(_, hash)| *hash).collect() }
     }
-    let entries = words.chunks_exact(layout.stride()).zip(&members).map(|(words, (start, end, padding))| {
-        let id = Id { words: &ids[*start..*end], padding: *padding };
-        EntryRef { words, id, hash: layout.hash_of_entry(words) }
-    });
-    Shard::build(layout, entries.collect())
+
+    fn entry(&self, index: usize) -> EntryRef<'_> {
+        let (start, (end, padding)) = (self.ends[index].0, self.ends[index + 1]);
+        let id = Id { words: &self.ids[start as usize..end as usize], padding };
+        EntryRef { words: &self.words[index * self.stride..][..self.stride], id, hash: self.hashes[index] }
+    }
+}
+
+/// A counting sort: where the rules of each shard start in the order, and the order.
+fn by_shard<const W: usize>(rules: &[(&TableRule<W>, u64)], shards: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut starts = vec![0u32; shards + 1];
+    rules.iter().for_each(|(_, hash)| starts[shard_of(*hash, shards) + 1] += 1);
+    (0..shards).for_each(|shard| starts[shard + 1] += starts[shard]);
+    let (mut next, mut order) = (starts.clone(), vec![0u32; rules.len()]);
+    for (index, (_, hash)) in rules.iter().enumerate() {
+        let at = &mut next[shard_of(*hash, shards)];
+        order[*at as usize] = index as u32;
+        *at += 1;
+    }
+    (starts, order)
 }
