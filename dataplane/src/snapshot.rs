@@ -126,6 +126,10 @@ pub struct UplinkEntry {
     pub ipv6: Option<Ipv6Addr>,
 }
 
+/// Numbers of the uplink's own addresses, above any in `locals`.
+const OWN_IPV4: u16 = u16::MAX;
+const OWN_IPV6: u16 = u16::MAX - 1;
+
 impl UplinkEntry {
     /// Whether the uplink answers for an address.
     #[inline]
@@ -135,6 +139,27 @@ impl UplinkEntry {
             IpAddr::V6(address) => self.ipv6 == Some(address),
         };
         own || self.locals.binary_search(&address).is_ok()
+    }
+
+    /// A number for an address that the uplink answers for, the same for as long as this entry stands.
+    #[inline(always)]
+    pub fn local_v4(&self, address: u32) -> Option<u16> {
+        let address = Ipv4Addr::from(address);
+        if self.ipv4 == Some(address) { Some(OWN_IPV4) } else { self.other_local(IpAddr::V4(address)) }
+    }
+
+    /// As [`UplinkEntry::local_v4`], for IPv6.
+    #[inline(always)]
+    pub fn local_v6(&self, address: u128) -> Option<u16> {
+        let address = Ipv6Addr::from(address);
+        if self.ipv6 == Some(address) { Some(OWN_IPV6) } else { self.other_local(IpAddr::V6(address)) }
+    }
+
+    /// Addresses beyond the first 65,534 have no number, and their packets take the full way.
+    #[inline(never)]
+    fn other_local(&self, address: IpAddr) -> Option<u16> {
+        let place = self.locals.binary_search(&address).ok()?;
+        u16::try_from(place).ok().filter(|number| *number < OWN_IPV6)
     }
 }
 

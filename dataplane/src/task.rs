@@ -10,7 +10,7 @@ use crate::stages::admit::Admit;
 use crate::stages::classify::Classify;
 use crate::stages::dispatch::{Dispatch, Handoff, Way};
 use crate::stages::ledger::Ledger;
-use crate::stages::parcel::Parcel;
+use crate::stages::parcel::{Parcel, Parcels};
 use crate::stages::receive::Receive;
 use crate::stages::transform::Transform;
 use forebay_pipeline::batch::{BATCH, Batch};
@@ -52,6 +52,8 @@ pub struct Front {
     pub chain: Chain<(Admit, Classify)>,
     /// The rings to the backs; one flow always takes the same.
     pub backs: Vec<RingProducer<Parcel>>,
+    /// What goes to each back, empty between bursts.
+    pub outgoing: Vec<Box<Batch<Parcel>>>,
     /// The worker's book.
     pub ledger: Ledger,
 }
@@ -64,6 +66,8 @@ pub struct Back {
     pub exit: Exit,
     /// The rings from the fronts.
     pub fronts: Vec<RingConsumer<Parcel>>,
+    /// What has come from a front, empty between bursts.
+    pub incoming: Box<Batch<Parcel>>,
     /// The worker's book.
     pub ledger: Ledger,
 }
@@ -97,7 +101,7 @@ pub struct Exit {
 impl Exit {
     /// Sends what a batch became. `entered` is when it had been received, `at` when the last stage ended.
     #[inline(always)]
-    fn dispatch(&mut self, batch: &mut Batch<Parcel>, entered: u64, at: u64) {
+    fn dispatch(&mut self, batch: &mut Parcels, entered: u64, at: u64) {
         let packets = batch.len() as u64;
         self.dispatch.process(batch);
         let now = tsc::now();
@@ -144,7 +148,7 @@ pub struct PacketTask {
     part: Part,
     commands: RingConsumer<Command>,
     command_batch: Box<Batch<Command>>,
-    batch: Box<Batch<Parcel>>,
+    batch: Box<Parcels>,
 }
 
 thread_local! {
@@ -155,13 +159,7 @@ thread_local! {
 impl PacketTask {
     /// A task that runs `part` and obeys `commands`.
     pub fn new(eal: Eal, part: Part, commands: RingConsumer<Command>) -> PacketTask {
-        PacketTask {
-            eal,
-            part,
-            commands,
-            command_batch: Box::new(Batch::new()),
-            batch: Box::new(Batch::new()),
-        }
+        PacketTask { eal, part, commands, command_batch: Box::new(Batch::new()), batch: Box::default() }
     }
 
     /// Passes every stage to the newest snapshot, in every round: without traffic too, since the control side waits for
@@ -223,7 +221,7 @@ impl Part {
 
 impl Fused {
     #[inline(always)]
-    fn round(&mut self, batch: &mut Batch<Parcel>) -> usize {
+    fn round(&mut self, batch: &mut Parcels) -> usize {
         let mut items = self.exit.serve_side();
         for _ in 0..self.receive.queue_count() {
             let entered = self.receive.receive(batch);
@@ -239,7 +237,7 @@ impl Fused {
 
 impl Front {
     #[inline(always)]
-    fn round(&mut self, batch: &mut Batch<Parcel>) -> usize {
+    fn round(&mut self, batch: &mut Parcels) -> usize {
         let mut items = 0;
         for _ in 0..self.receive.queue_count() {
             let entered = self.receive.receive(batch);
@@ -254,26 +252,22 @@ impl Front {
 
     /// Gives each flow to its back. What a full ring does not take is dropped.
     #[inline(always)]
-    fn hand_on(&mut self, batch: &mut Batch<Parcel>) {
-        if let [back] = &mut self.backs[..] {
-            push(back, batch, &self.ledger);
-            return;
-        }
+    fn hand_on(&mut self, burst: &mut Parcels) {
         let count = self.backs.len().max(1);
-        for (number, back) in self.backs.iter_mut().enumerate() {
-            let mut part: Batch<Parcel> = Batch::new();
-            let mut rest: Batch<Parcel> = Batch::new();
-            for parcel in batch.drain(..) {
-                let hash = parcel.meta.frame.key.flow_hash(false) as usize;
-                if hash % count == number { part.push(parcel) } else { rest.push(parcel) }
+        for (packet, meta) in burst.drain() {
+            let back = usize::from(meta.affinity) % count;
+            if let Some(out) = self.outgoing.get_mut(back) {
+                out.push(Parcel { packet, meta: *meta });
             }
-            *batch = rest;
-            push(back, &mut part, &self.ledger);
+        }
+        for (back, out) in self.backs.iter_mut().zip(&mut self.outgoing) {
+            if !out.is_empty() {
+                push(back, out, &self.ledger);
+            }
         }
     }
 }
 
-#[inline(always)]
 fn push(ring: &mut RingProducer<Parcel>, batch: &mut Batch<Parcel>, ledger: &Ledger) {
     batch.iter().for_each(|parcel| ledger.handed(parcel.meta.port));
     ring.push(batch);
@@ -285,15 +279,22 @@ fn push(ring: &mut RingProducer<Parcel>, batch: &mut Batch<Parcel>, ledger: &Led
 
 impl Back {
     #[inline(always)]
-    fn round(&mut self, batch: &mut Batch<Parcel>) -> usize {
+    fn round(&mut self, batch: &mut Parcels) -> usize {
         let mut items = self.exit.serve_side();
         for ring in &mut self.fronts {
             for _ in 0..BATCHES_PER_ROUND {
-                if ring.pop(batch) == 0 {
+                if ring.pop(&mut self.incoming) == 0 {
                     break;
                 }
-                items += batch.len();
-                batch.iter().for_each(|parcel| self.ledger.taken(parcel.meta.port));
+                items += self.incoming.len();
+                for parcel in self.incoming.drain(..) {
+                    self.ledger.taken(parcel.meta.port);
+                    // The burst is empty, and as long as a batch: there is room.
+                    if let Err(Parcel { packet, meta }) = batch.push(parcel) {
+                        self.ledger.dropped(meta.port, DropReason::RingFull);
+                        drop(packet);
+                    }
+                }
                 let entered = tsc::now();
                 let at = self.chain.run_from(batch, entered);
                 self.exit.dispatch(batch, entered, at);
@@ -348,8 +349,12 @@ impl Task for PacketTask {
                 part.exit.dispatch.abandon(DropReason::WorkerPanic);
                 part.ledger.reconcile();
             }
-            Part::Front(part) => part.ledger.reconcile(),
+            Part::Front(part) => {
+                part.outgoing.iter_mut().for_each(|batch| batch.clear());
+                part.ledger.reconcile();
+            }
             Part::Back(part) => {
+                part.incoming.clear();
                 part.exit.batch.clear();
                 part.exit.dispatch.abandon(DropReason::WorkerPanic);
                 part.ledger.reconcile();

@@ -8,3 +8,16 @@ pub const BATCH: usize = 64;
 
 /// Up to [`BATCH`] items, in order.
 pub type Batch<T> = arrayvec::ArrayVec<T, BATCH>;
+
+/// What stages work on: a batch, or something that holds one beside what else travels with it.
+pub trait Items {
+    /// The number of items in it.
+    fn count(&self) -> usize;
+}
+
+impl<T> Items for Batch<T> {
+    #[inline(always)]
+    fn count(&self) -> usize {
+        self.len()
+    }
+}

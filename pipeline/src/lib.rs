@@ -17,14 +17,14 @@
 //! use forebay_pipeline::{Batch, Chain, Stage};
 //!
 //! struct Double;
-//! impl Stage<u32> for Double {
+//! impl Stage<Batch<u32>> for Double {
 //!     const NAME: &'static str = "double";
 //!     fn process(&mut self, batch: &mut Batch<u32>) {
 //!         batch.iter_mut().for_each(|n| *n *= 2);
 //!     }
 //! }
 //! struct DropOdd;
-//! impl Stage<u32> for DropOdd {
+//! impl Stage<Batch<u32>> for DropOdd {
 //!     const NAME: &'static str = "drop-odd";
 //!     fn process(&mut self, batch: &mut Batch<u32>) {
 //!         batch.retain(|n| *n % 2 == 0);
@@ -53,7 +53,7 @@ mod sync;
 pub mod tsc;
 pub mod worker;
 
-pub use batch::{BATCH, Batch};
+pub use batch::{BATCH, Batch, Items};
 pub use cores::{CoreError, Seat};
 pub use counters::{Counter, Histogram, StageCounters, WorkerCounters};
 pub use idle::{Idle, IdlePolicy};

@@ -10,6 +10,14 @@ pub fn prefetch<T>(value: &T) {
     prefetch_address(value);
 }
 
+/// As [`prefetch`], for the first two lines.
+#[inline(always)]
+pub fn prefetch_two_lines<T>(value: &T) {
+    let start: *const u8 = std::ptr::from_ref(value).cast();
+    prefetch_address(start);
+    prefetch_address(start.wrapping_add(CACHE_LINE_BYTES));
+}
+
 /// Starts to fetch the cache line of an address, which need not be valid.
 #[inline(always)]
 #[allow(unsafe_code)]

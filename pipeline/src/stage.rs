@@ -9,34 +9,34 @@ use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 
-use crate::batch::Batch;
+use crate::batch::Items;
 use crate::counters::StageCounters;
 use crate::tsc;
 
 /// One step of a pipeline.
-pub trait Stage<T>: Send {
+pub trait Stage<B: Items>: Send {
     /// The stage's name, as users see it.
     const NAME: &'static str;
 
     /// Works on the items of the batch in place. It may take items out; what stays goes on to the next stage, in
     /// order. It is never called with an empty batch by a [`Chain`].
-    fn process(&mut self, batch: &mut Batch<T>);
+    fn process(&mut self, batch: &mut B);
 }
 
 /// A tuple of one to eight stages that share a core.
-pub trait StageList<T>: Send {
+pub trait StageList<B: Items>: Send {
     /// Names of the stages, in order.
     const NAMES: &'static [&'static str];
 
     /// Runs every stage in order, until the batch is empty; adds to `counters`, one per stage. `at` is the time stamp
     /// at which the first stage began; returns that at which the last one that ran ended.
-    fn run(&mut self, batch: &mut Batch<T>, at: u64, counters: &[CachePadded<StageCounters>]) -> u64;
+    fn run(&mut self, batch: &mut B, at: u64, counters: &[CachePadded<StageCounters>]) -> u64;
 }
 
 /// Runs one stage; returns the time stamp at its end.
 #[inline(always)]
-fn run_stage<T, S: Stage<T>>(stage: &mut S, batch: &mut Batch<T>, at: u64, counters: &StageCounters) -> u64 {
-    let items = batch.len();
+fn run_stage<B: Items, S: Stage<B>>(stage: &mut S, batch: &mut B, at: u64, counters: &StageCounters) -> u64 {
+    let items = batch.count();
     if items == 0 {
         return at;
     }
@@ -48,11 +48,11 @@ fn run_stage<T, S: Stage<T>>(stage: &mut S, batch: &mut Batch<T>, at: u64, count
 
 macro_rules! stage_list {
     ($($stage:ident $field:tt $counters:ident),+) => {
-        impl<T, $($stage: Stage<T>),+> StageList<T> for ($($stage,)+) {
+        impl<Burst: Items, $($stage: Stage<Burst>),+> StageList<Burst> for ($($stage,)+) {
             const NAMES: &'static [&'static str] = &[$($stage::NAME),+];
 
             #[inline(always)]
-            fn run(&mut self, batch: &mut Batch<T>, mut at: u64, counters: &[CachePadded<StageCounters>]) -> u64 {
+            fn run(&mut self, batch: &mut Burst, mut at: u64, counters: &[CachePadded<StageCounters>]) -> u64 {
                 if let [$($counters),+] = counters {
                     $(at = run_stage(&mut self.$field, batch, at, $counters);)+
                 }
@@ -95,9 +95,9 @@ pub struct Chain<S> {
 
 impl<S> Chain<S> {
     /// Fuses a tuple of stages: `Chain::new((Admit, Classify, Transform))`.
-    pub fn new<T>(stages: S) -> Self
+    pub fn new<B: Items>(stages: S) -> Self
     where
-        S: StageList<T>,
+        S: StageList<B>,
     {
         let counters = S::NAMES.iter().map(|_| CachePadded::new(StageCounters::default())).collect();
         Self { stages, counters: ChainCounters { names: S::NAMES, counters } }
@@ -105,11 +105,11 @@ impl<S> Chain<S> {
 
     /// Passes the batch through every stage, in order. What is left in it has passed through all of them.
     #[inline(always)]
-    pub fn run<T>(&mut self, batch: &mut Batch<T>)
+    pub fn run<B: Items>(&mut self, batch: &mut B)
     where
-        S: StageList<T>,
+        S: StageList<B>,
     {
-        if !batch.is_empty() {
+        if batch.count() > 0 {
             self.run_from(batch, tsc::now());
         }
     }
@@ -117,9 +117,9 @@ impl<S> Chain<S> {
     /// As [`run`](Self::run) for a caller that has just read the time stamp `at` anyway; returns the one at which the
     /// last stage ended, or `at` when the batch was empty.
     #[inline(always)]
-    pub fn run_from<T>(&mut self, batch: &mut Batch<T>, at: u64) -> u64
+    pub fn run_from<B: Items>(&mut self, batch: &mut B, at: u64) -> u64
     where
-        S: StageList<T>,
+        S: StageList<B>,
     {
         self.stages.run(batch, at, &self.counters.counters)
     }
@@ -144,9 +144,10 @@ impl<S> Chain<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Batch;
 
     struct Add(u64);
-    impl Stage<u64> for Add {
+    impl Stage<Batch<u64>> for Add {
         const NAME: &'static str = "add";
         fn process(&mut self, batch: &mut Batch<u64>) {
             assert!(!batch.is_empty(), "a chain never runs a stage for nothing");
@@ -155,7 +156,7 @@ mod tests {
     }
 
     struct KeepBelow(u64);
-    impl Stage<u64> for KeepBelow {
+    impl Stage<Batch<u64>> for KeepBelow {
         const NAME: &'static str = "keep-below";
         fn process(&mut self, batch: &mut Batch<u64>) {
             batch.retain(|n| *n < self.0);

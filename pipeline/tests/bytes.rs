@@ -39,7 +39,7 @@ fn block(number: u64) -> Block {
 }
 
 struct Checksum;
-impl Stage<Block> for Checksum {
+impl Stage<Batch<Block>> for Checksum {
     const NAME: &'static str = "checksum";
     fn process(&mut self, batch: &mut Batch<Block>) {
         batch.iter_mut().for_each(|block| block.sum = adler32(&block.bytes));
@@ -60,7 +60,7 @@ impl Store {
     }
 }
 
-impl Stage<Block> for Store {
+impl Stage<Batch<Block>> for Store {
     const NAME: &'static str = "store";
     fn process(&mut self, batch: &mut Batch<Block>) {
         self.stored.add(batch.len() as u64);

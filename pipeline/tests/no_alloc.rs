@@ -41,7 +41,7 @@ fn calls() -> u64 {
 }
 
 struct Increment;
-impl Stage<u64> for Increment {
+impl Stage<Batch<u64>> for Increment {
     const NAME: &'static str = "increment";
     fn process(&mut self, batch: &mut Batch<u64>) {
         batch.iter_mut().for_each(|n| *n += 1);

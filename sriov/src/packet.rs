@@ -161,6 +161,20 @@ impl Packet {
         self.head().port
     }
 
+    /// The VLAN tag that the device took out of the packet, if nobody has taken it over yet.
+    #[inline]
+    #[must_use]
+    pub fn stripped_vlan(&self) -> Option<u16> {
+        self.has_stripped_vlan().then(|| self.head().vlan_tci)
+    }
+
+    /// Whether the device took a VLAN tag out of the packet, and nobody has taken it over yet.
+    #[inline]
+    #[must_use]
+    pub fn has_stripped_vlan(&self) -> bool {
+        self.head().ol_flags & layout::RX_VLAN_STRIPPED != 0
+    }
+
     /// The VLAN tag that the device took out of the packet, as its 16-bit TCI in host order; it is given once.
     /// Tags that stand in the packet's bytes are not concerned.
     #[inline]

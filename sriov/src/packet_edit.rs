@@ -25,6 +25,12 @@ impl Packet {
         Some(unsafe { slice::from_raw_parts_mut(data_start(head), count) })
     }
 
+    /// As [`Self::prepend`], for a number of bytes that is known when this is compiled.
+    #[inline(always)]
+    pub fn prepend_array<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        self.prepend(N)?.first_chunk_mut()
+    }
+
     /// Puts `count` bytes behind the last segment's and gives them for writing; their content is stale until
     /// written. `None` when the tailroom is too short.
     #[inline]

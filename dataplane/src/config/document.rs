@@ -31,6 +31,11 @@ const ADDED_LATENCY_DEFAULT_US: u32 = 50;
 
 /// In 10 ms a 10 Gbit/s port receives 8000 packets of full size, more than any receive ring holds.
 const ADDED_LATENCY_MAX_US: u32 = 10_000;
+/// The least and most flows that a worker remembers: one set of each kind of test traffic, and 2 GiB.
+const FLOW_CACHE_MIN: u32 = 64;
+const FLOW_CACHE_MAX: u32 = 1 << 24;
+/// 136 bytes each: 34 MiB for a worker whose tenants have that many flows at a time.
+const FLOW_CACHE_DEFAULT: u32 = 1 << 18;
 
 const PIPELINES: &str = "this version has the layouts fused and split only";
 const PIPELINES_REMEDY: &str = "write layout = \"fused\" or \"split\", without [[pipeline]] tables";
@@ -170,9 +175,10 @@ fn port(mut table: Table<'_>) -> Draft {
 }
 
 fn workers(mut table: Table<'_>, machine: &Machine, problems: &mut Vec<Problem>) -> Option<Workers> {
-    table.allow(&["cores", "layout", "idle", "max_added_latency_us"], &[]);
+    table.allow(&["cores", "layout", "idle", "max_added_latency_us", "flow_cache_entries"], &[]);
     let (cores_field, idle) = (table.text("cores"), table.text("idle"));
     let latency = table.integer("max_added_latency_us");
+    let flows = table.integer("flow_cache_entries");
     let layout_field = layout_text(&mut table);
     let object = &mut table.object;
 
@@ -182,6 +188,8 @@ fn workers(mut table: Table<'_>, machine: &Machine, problems: &mut Vec<Problem>)
     let idle = or_default(object.check(&idle, named), idle.is_absent(), IDLE_DEFAULT);
     let checked = object.check(&latency, |us| within(*us, 1, ADDED_LATENCY_MAX_US, " µs"));
     let latency = or_default(checked, latency.is_absent(), ADDED_LATENCY_DEFAULT_US);
+    let checked = object.check(&flows, |count| within(*count, FLOW_CACHE_MIN, FLOW_CACHE_MAX, " flows"));
+    let flows = or_default(checked, flows.is_absent(), FLOW_CACHE_DEFAULT);
     if let (Some(Layout::Split), Some([core]), Some(at)) = (layout, cores.as_deref(), layout_field.given()) {
         let remedy = if machine.cores.len() > 1 {
             format!("name two or more of {} in cores, or write \"fused\"", list(&machine.cores))
@@ -191,7 +199,13 @@ fn workers(mut table: Table<'_>, machine: &Machine, problems: &mut Vec<Problem>)
         object.conflict(at, format!("needs two cores, and there is only core {core}"), remedy);
     }
     problems.append(&mut object.problems);
-    Some(Workers { cores: cores?, layout: layout?, idle: idle?, max_added_latency_us: latency? })
+    Some(Workers {
+        cores: cores?,
+        layout: layout?,
+        idle: idle?,
+        max_added_latency_us: latency?,
+        flow_cache_entries: flows?,
+    })
 }
 
 /// The layout's text; a list of pipelines has an answer of its own.

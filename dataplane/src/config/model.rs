@@ -198,6 +198,8 @@ pub struct Workers {
     pub idle: Idle,
     /// What the idle decision may add to a packet's latency, in microseconds.
     pub max_added_latency_us: u32,
+    /// Flows that each worker which classifies remembers; rounded up to a power of two.
+    pub flow_cache_entries: u32,
 }
 
 /// Which stages share a core.

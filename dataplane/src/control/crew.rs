@@ -4,6 +4,7 @@
 use super::notice::{Notice, Trapped, notices};
 use crate::config::{Idle, Layout, Workers};
 use crate::counters::{PortTotals, WorkerTally};
+use crate::flows::cache::FlowCache;
 use crate::snapshot::{MAX_PORTS, Neighbours, Snapshot};
 use crate::stages::admit::Admit;
 use crate::stages::classify::Classify;
@@ -22,6 +23,7 @@ use forebay_pipeline::ring::{RingConsumer, RingProducer, RingStatus, ring};
 use forebay_pipeline::stage::{Chain, ChainCounters};
 use forebay_pipeline::worker::{Worker, WorkerError, WorkerEvent, WorkerOptions};
 use forebay_sriov::{Eal, RxQueue, TxQueue};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
@@ -30,6 +32,26 @@ use std::time::{Duration, Instant};
 const TRAPS: usize = 1024;
 /// Worker events that wait to be logged.
 const EVENTS: usize = 64;
+
+/// Why the workers of a host cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum CrewError {
+    /// A thread.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// A flow cache.
+    #[error(
+        "worker {worker:?}: no memory for a flow cache of {entries} flows: {source} (lower workers.flow_cache_entries)"
+    )]
+    FlowCache {
+        /// The worker.
+        worker: String,
+        /// Flows.
+        entries: u32,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
 
 /// The figures of one worker, for whoever shows them.
 pub struct Figures {
@@ -97,6 +119,8 @@ struct Joints<'a> {
     eal: Eal,
     publisher: &'a Publisher<Snapshot>,
     neighbours: Arc<Neighbours>,
+    /// Flows that a worker remembers.
+    flows: u32,
     ends: EndsBuilder,
 }
 
@@ -123,7 +147,7 @@ impl Crew {
         config: &Workers,
         publisher: &Publisher<Snapshot>,
         neighbours: Arc<Neighbours>,
-    ) -> Result<(Crew, Ends), WorkerError> {
+    ) -> Result<(Crew, Ends), CrewError> {
         let idle = match config.idle {
             Idle::BusyPoll => IdlePolicy::BusyPoll,
             Idle::LastPacket | Idle::Interrupt => {
@@ -133,7 +157,8 @@ impl Crew {
         let (events_in, events) = sync_channel(EVENTS);
         let options =
             |name: String, core| WorkerOptions::new(name, Some(core), idle).with_events(events_in.clone());
-        let mut joints = Joints { eal, publisher, neighbours, ends: EndsBuilder::default() };
+        let flows = config.flow_cache_entries;
+        let mut joints = Joints { eal, publisher, neighbours, flows, ends: EndsBuilder::default() };
         let mut crew = Crew { members: Vec::new(), fronts: Vec::new(), backs: Vec::new() };
         let front_count = match config.layout {
             Layout::Fused => 0,
@@ -285,11 +310,11 @@ impl Joints<'_> {
         &mut self,
         options: WorkerOptions,
         backs: Vec<RingProducer<Parcel>>,
-    ) -> Result<Member, WorkerError> {
+    ) -> Result<Member, CrewError> {
         let tally = Arc::new(WorkerTally::new(MAX_PORTS));
         let ledger = Ledger::new(tally.clone());
         let (receive, rx) = self.receive(&options.name, &ledger);
-        let chain = Chain::new((self.admit(&options.name), self.classify(&options.name, &ledger)));
+        let chain = Chain::new((self.admit(&options.name), self.classify(&options.name, &ledger)?));
         let figures = Figures {
             tally,
             io: vec![("receive", rx)],
@@ -298,10 +323,11 @@ impl Joints<'_> {
             residence_ns: None,
             rings: Vec::new(),
         };
-        self.spawn(options, Part::Front(Box::new(Front { receive, chain, backs, ledger })), figures)
+        let outgoing = backs.iter().map(|_| Box::default()).collect();
+        self.spawn(options, Part::Front(Box::new(Front { receive, chain, backs, outgoing, ledger })), figures)
     }
 
-    fn back(&mut self, options: WorkerOptions, rings: BackRings) -> Result<Member, WorkerError> {
+    fn back(&mut self, options: WorkerOptions, rings: BackRings) -> Result<Member, CrewError> {
         let tally = Arc::new(WorkerTally::new(MAX_PORTS));
         let ledger = Ledger::new(tally.clone());
         let chain = Chain::new((Transform::new(self.publisher.subscribe(&options.name)),));
@@ -314,15 +340,26 @@ impl Joints<'_> {
             rings: rings.fronts.iter().map(RingConsumer::status).collect(),
         };
         let exit = self.exit(&options.name, &ledger, rings.handoffs_in, rings.handoffs_out, &mut figures);
-        self.spawn(options, Part::Back(Box::new(Back { chain, exit, fronts: rings.fronts, ledger })), figures)
+        self.spawn(
+            options,
+            Part::Back(Box::new(Back {
+                chain,
+                exit,
+                fronts: rings.fronts,
+                incoming: Box::default(),
+                ledger,
+            })),
+            figures,
+        )
     }
 
-    fn fused(&mut self, options: WorkerOptions, rings: BackRings) -> Result<Member, WorkerError> {
+    fn fused(&mut self, options: WorkerOptions, rings: BackRings) -> Result<Member, CrewError> {
         let tally = Arc::new(WorkerTally::new(MAX_PORTS));
         let ledger = Ledger::new(tally.clone());
         let (receive, rx) = self.receive(&options.name, &ledger);
         let transform = Transform::new(self.publisher.subscribe(&options.name));
-        let chain = Chain::new((self.admit(&options.name), self.classify(&options.name, &ledger), transform));
+        let chain =
+            Chain::new((self.admit(&options.name), self.classify(&options.name, &ledger)?, transform));
         let mut figures = Figures {
             tally,
             io: vec![("receive", rx)],
@@ -343,11 +380,16 @@ impl Joints<'_> {
     fn admit(&mut self, name: &str) -> Admit {
         let (tell, hear) = notices(name);
         self.ends.notices.push(hear);
-        Admit::new(self.publisher.subscribe(name), tell)
+        Admit::new(self.publisher.subscribe(name), tell, seed())
     }
 
-    fn classify(&self, name: &str, ledger: &Ledger) -> Classify {
-        Classify::new(self.publisher.subscribe(name), ledger.clone())
+    fn classify(&self, name: &str, ledger: &Ledger) -> Result<Classify, CrewError> {
+        let flows = FlowCache::new(self.flows as usize).map_err(|source| CrewError::FlowCache {
+            worker: name.to_owned(),
+            entries: self.flows,
+            source,
+        })?;
+        Ok(Classify::new(self.publisher.subscribe(name), ledger.clone(), flows))
     }
 
     fn exit(
@@ -380,10 +422,15 @@ impl Joints<'_> {
         Exit { dispatch, counters, residence_ns, handoffs: handoffs_in, batch: Box::new(Batch::new()) }
     }
 
-    fn spawn(&self, options: WorkerOptions, part: Part, figures: Figures) -> Result<Member, WorkerError> {
+    fn spawn(&self, options: WorkerOptions, part: Part, figures: Figures) -> Result<Member, CrewError> {
         let (commands, obeyed) = ring(format!("{}-commands", options.name), COMMANDS);
         let eal = self.eal;
         let worker = Worker::spawn(options, move || PacketTask::new(eal, part, obeyed))?;
         Ok(Member { worker, commands, figures })
     }
+}
+
+/// A number that nobody outside can guess: by knowing it, a tenant could choose flows that share a set of the cache.
+fn seed() -> u64 {
+    RandomState::new().hash_one(0)
 }

@@ -7,7 +7,7 @@
 
 use super::baselines::Baselines;
 use super::book::{Book, PortKind};
-use super::crew::{Crew, Ends};
+use super::crew::{Crew, CrewError, Ends};
 use super::desk::Desk;
 use super::ports::{PortRecord, PortSource, Ports};
 use super::resolver::Resolver;
@@ -21,7 +21,6 @@ use crate::rules::rule::NotCanonical;
 use crate::snapshot::{MAX_PORTS, Neighbours, Snapshot};
 use forebay_api::spec_error::SpecError;
 use forebay_pipeline::publish::{Publisher, Stalled};
-use forebay_pipeline::worker::WorkerError;
 use forebay_sriov::{
     DEFAULT_DATA_ROOM_BYTES, Device, DeviceError, DeviceOptions, DeviceSpec, Eal, EalError, EalOptions,
     PacketPool, PoolError,
@@ -52,7 +51,7 @@ pub enum HostError {
     Pool(#[from] PoolError),
     /// A worker does not start.
     #[error(transparent)]
-    Worker(#[from] WorkerError),
+    Worker(#[from] CrewError),
     /// The state cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),

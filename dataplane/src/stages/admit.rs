@@ -1,17 +1,21 @@
 //! First stage: is the packet sound, and is its sender who it says it is? Answers what the host answers itself.
 //!
-//! From a VF, in this order: headers; source MAC; ARP and ND (with the addresses that they claim); DHCP where trapped;
-//! source address; broadcast and the configured traps. From an uplink: see [`super::underlay`].
+//! A packet of a plain shape gets the key of its flow and goes on: the decision about the flow, once made, includes who
+//! may send it, and is found by that key. Any other packet, and each that turns out to be the first of its flow
+//! (see [`super::classify`]), is admitted in full. From a VF, in this order: headers; source MAC; ARP and ND (with the addresses that
+//! they claim); DHCP where trapped; source address; broadcast and the configured traps. From an uplink: see
+//! [`super::underlay`].
 
-use super::parcel::{Meta, Parcel, Verdict};
+use super::parcel::{Meta, Parcels, Parts, Verdict, Words};
 use super::underlay::Underlay;
+use crate::action::PortId;
 use crate::control::notice::Notices;
 use crate::counters::DropReason;
+use crate::flows::key::{FlowKey, Scope, Shape};
 use crate::rules::key::KEY_WORDS;
 use crate::snapshot::{PortEntry, PortRole, Snapshot, VfEntry};
 use crate::wire::frame::{Frame, Network, WINDOW_BYTES};
 use crate::wire::{self, arp, icmp, nd, protocol};
-use forebay_pipeline::batch::Batch;
 use forebay_pipeline::publish::Subscriber;
 use forebay_pipeline::stage::Stage;
 use forebay_sriov::Packet;
@@ -21,12 +25,14 @@ use std::net::Ipv6Addr;
 pub struct Admit {
     snapshot: Subscriber<Snapshot>,
     underlay: Underlay,
+    seed: u64,
 }
 
 impl Admit {
-    /// A stage that reports to the control side what neighbours say.
-    pub fn new(snapshot: Subscriber<Snapshot>, notices: Notices) -> Admit {
-        Admit { snapshot, underlay: Underlay::new(notices) }
+    /// A stage that reports to the control side what neighbours say. Flow keys are hashed with `seed`, which nobody outside
+    /// should know.
+    pub fn new(snapshot: Subscriber<Snapshot>, notices: Notices, seed: u64) -> Admit {
+        Admit { snapshot, underlay: Underlay::new(notices), seed }
     }
 
     /// Looks at the newest snapshot from now on.
@@ -36,23 +42,98 @@ impl Admit {
     }
 }
 
-impl Stage<Parcel> for Admit {
+impl Stage<Parcels> for Admit {
     const NAME: &'static str = "admit";
 
-    fn process(&mut self, batch: &mut Batch<Parcel>) {
-        let snapshot = self.snapshot.current();
-        for Parcel { packet, meta } in batch.iter_mut().filter(|parcel| parcel.meta.verdict == Verdict::Open)
-        {
-            let Some(port) = snapshot.port(meta.port) else {
+    #[inline(never)]
+    fn process(&mut self, burst: &mut Parcels) {
+        let Admit { snapshot, underlay, seed } = self;
+        let snapshot = snapshot.current();
+        let (mut keyed, mut admitted) = (0u64, 0u64);
+        let (mut known_port, mut port) = (NO_PORT, None);
+        let Parts { packets, metas, keys, words } = burst.parts();
+        let mut bit = 1u64;
+        let places = packets.iter_mut().zip(metas.iter_mut()).zip(keys.iter_mut()).zip(words.iter_mut());
+        for (((packet, meta), key), words) in places {
+            let here = bit;
+            bit <<= 1;
+            if meta.verdict != Verdict::Open {
+                continue;
+            }
+            if meta.port != known_port {
+                known_port = meta.port;
+                port = snapshot.port(known_port);
+            }
+            let Some(port) = port else {
                 meta.verdict = Verdict::Drop(DropReason::PortDown);
                 continue;
             };
+            let has_key = match &port.role {
+                PortRole::Vf(_) => {
+                    write_flow::<true>(packet, meta, *seed, key) || write_flow_v6(packet, meta, *seed, key)
+                }
+                PortRole::Uplink(uplink) => {
+                    super::underlay::write_flow(port, uplink, (packet, meta), *seed, key)
+                }
+            };
+            if has_key {
+                keyed |= here;
+                continue;
+            }
             match &port.role {
-                PortRole::Vf(vf) => admit_vf(port, vf, packet, meta),
-                PortRole::Uplink(uplink) => self.underlay.admit(port, uplink, packet, meta),
+                PortRole::Vf(vf) => admit_vf(port, vf, packet, meta, words),
+                PortRole::Uplink(uplink) => underlay.admit(port, uplink, packet, meta, words),
+            }
+            if meta.verdict == Verdict::Open {
+                admitted |= here;
             }
         }
+        burst.keyed = keyed;
+        burst.admitted = admitted;
     }
+}
+
+/// The number of no port.
+const NO_PORT: PortId = PortId(u16::MAX);
+
+/// Writes the key of what a VF sent, where its shape is plain and it goes to one station. `V4`: over IPv4 only.
+#[inline(always)]
+fn write_flow<const V4: bool>(packet: &Packet, meta: &mut Meta, seed: u64, key: &mut FlowKey) -> bool {
+    let (bytes, length) = (packet.data(), packet.len());
+    let Some(shape) = (if V4 { Shape::of_v4(bytes, length) } else { Shape::of(bytes, length) }) else {
+        return false;
+    };
+    if shape.is_to_a_group() {
+        return false;
+    }
+    meta.layout = shape.layout;
+    shape.write_key(Scope::egress(meta.port.0), seed, key);
+    true
+}
+
+/// Out of the way of IPv4.
+#[inline(never)]
+fn write_flow_v6(packet: &Packet, meta: &mut Meta, seed: u64, key: &mut FlowKey) -> bool {
+    write_flow::<false>(packet, meta, seed, key)
+}
+
+/// Admits a parcel whose flow was not known; true where rules are to decide, who then look at `words`.
+///
+/// It has a key, so it is neither ARP nor ND nor anything else that the host answers.
+pub(super) fn admit_flow(
+    snapshot: &Snapshot,
+    packet: &mut Packet,
+    meta: &mut Meta,
+    words: &mut Words,
+) -> bool {
+    match snapshot.port(meta.port) {
+        None => meta.verdict = Verdict::Drop(DropReason::PortDown),
+        Some(port) => match &port.role {
+            PortRole::Vf(vf) => admit_vf(port, vf, packet, meta, words),
+            PortRole::Uplink(uplink) => super::underlay::admit_flow(port, uplink, packet, meta, words),
+        },
+    }
+    meta.verdict == Verdict::Open
 }
 
 /// Makes the first `bytes` bytes contiguous, as far as the packet has them; false where it cannot be done.
@@ -74,8 +155,8 @@ pub(super) fn replace(packet: &mut Packet, frame: &[u8]) -> bool {
     }
 }
 
-#[inline(always)]
-fn admit_vf(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta) {
+#[inline(never)]
+fn admit_vf(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta, words: &mut Words) {
     if !make_contiguous(packet, WINDOW_BYTES) {
         meta.verdict = Verdict::Drop(DropReason::NoBuffer);
         return;
@@ -86,8 +167,8 @@ fn admit_vf(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta
         meta.verdict = Verdict::Drop(DropReason::Malformed);
         return;
     };
-    meta.frame = frame;
-    meta.words[..KEY_WORDS].copy_from_slice(&frame.key.0);
+    meta.set_flow(&frame);
+    words[..KEY_WORDS].copy_from_slice(&frame.key.0);
     if frame.key.src_mac() != wire::mac_bits(port.mac) {
         meta.verdict = Verdict::Drop(DropReason::SourceMac);
         return;
@@ -100,7 +181,7 @@ fn admit_vf(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta
     if allowed && !is_special(&frame, vf) {
         return;
     }
-    admit_special(port, vf, packet, meta, allowed);
+    admit_special(port, vf, packet, meta, (&frame, allowed));
 }
 
 /// Not the ordinary unicast packet between hosts.
@@ -123,19 +204,24 @@ fn is_dhcp(frame: &Frame) -> bool {
 
 #[cold]
 #[inline(never)]
-fn admit_special(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta, allowed: bool) {
-    let frame = meta.frame;
+fn admit_special(
+    port: &PortEntry,
+    vf: &VfEntry,
+    packet: &mut Packet,
+    meta: &mut Meta,
+    (frame, allowed): (&Frame, bool),
+) {
     if frame.network == Network::Arp {
         meta.verdict = admit_arp(port, vf, packet, meta);
         return;
     }
-    if is_nd(&frame, packet.data()) {
-        meta.verdict = admit_nd(port, vf, packet, meta);
+    if is_nd(frame, packet.data()) {
+        meta.verdict = admit_nd(port, vf, packet, meta, frame);
         return;
     }
     let unspecified = frame.key.ipv4().is_some_and(|(src, _)| src == 0);
     let link_local = frame.key.ipv6().is_some_and(|(src, _)| is_link_local(src));
-    if is_dhcp(&frame) && (allowed || unspecified || link_local) {
+    if is_dhcp(frame) && (allowed || unspecified || link_local) {
         let broadcast = frame.key.dst_mac() == wire::mac_bits(wire::BROADCAST_MAC);
         meta.trap_by_default = vf.traps.dhcp || broadcast;
         if meta.trap_by_default {
@@ -143,7 +229,7 @@ fn admit_special(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut
         }
     }
     let unnumbered = allowed || link_local || frame.key.ipv6().is_some_and(|(src, _)| src == 0);
-    if vf.traps.igmp && is_membership(&frame, packet.data()) && unnumbered {
+    if vf.traps.igmp && is_membership(frame, packet.data()) && unnumbered {
         meta.trap_by_default = true;
         return;
     }
@@ -151,7 +237,7 @@ fn admit_special(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut
         meta.verdict = Verdict::Drop(DropReason::SourceIp);
         return;
     }
-    meta.trap_by_default = is_trapped(&frame, vf);
+    meta.trap_by_default = is_trapped(frame, vf);
 }
 
 /// Broadcast always; the rest as configured.
@@ -190,7 +276,7 @@ fn is_nd(frame: &Frame, window: &[u8]) -> bool {
 }
 
 fn admit_arp(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta) -> Verdict {
-    let Some(arp) = arp::Arp::parse(packet.data(), usize::from(meta.frame.l3_offset)) else {
+    let Some(arp) = arp::Arp::parse(packet.data(), usize::from(meta.layout.l3_offset)) else {
         return Verdict::Drop(DropReason::Malformed);
     };
     if arp.sender_mac != port.mac {
@@ -210,7 +296,7 @@ fn admit_arp(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Met
 
 /// Puts the answer in the question's place, under the question's VLAN tags.
 pub(super) fn answer(packet: &mut Packet, meta: &Meta, frame: &[u8]) -> Verdict {
-    let l3 = usize::from(meta.frame.l3_offset);
+    let l3 = usize::from(meta.layout.l3_offset);
     let mut tagged = [0u8; wire::ETHERNET_BYTES + 4 * crate::wire::frame::MAX_VLAN_TAGS + nd::FRAME_BYTES];
     let (macs, rest) = frame.split_at(12);
     let tags = packet.data().get(12..l3 - 2).unwrap_or_default();
@@ -222,19 +308,19 @@ pub(super) fn answer(packet: &mut Packet, meta: &Meta, frame: &[u8]) -> Verdict 
     if replace(packet, out) { Verdict::Answer(None) } else { Verdict::Drop(DropReason::NoBuffer) }
 }
 
-fn admit_nd(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta) -> Verdict {
-    let Some((src, _)) = meta.frame.key.ipv6() else { return Verdict::Drop(DropReason::Malformed) };
+fn admit_nd(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta, frame: &Frame) -> Verdict {
+    let Some((src, _)) = frame.key.ipv6() else { return Verdict::Drop(DropReason::Malformed) };
     let own = |address: u128| vf.sources.allow_v6(address) || is_link_local(address);
     if src != 0 && !own(src) {
         return Verdict::Drop(DropReason::SourceIp);
     }
-    let (l3, l4) = (usize::from(meta.frame.l3_offset), usize::from(meta.frame.l4_offset));
+    let (l3, l4) = (usize::from(meta.layout.l3_offset), usize::from(frame.l4_offset));
     meta.trap_by_default = true;
     let kind = packet.data().get(l4).copied().unwrap_or(0);
     if kind != nd::SOLICITATION && kind != nd::ADVERTISEMENT {
         return Verdict::Open;
     }
-    let end = l3 + meta.frame.l3_bytes as usize;
+    let end = l3 + frame.l3_bytes as usize;
     let Some(neighbor) = nd::Neighbor::parse(packet.data(), l3, l4, end) else {
         return Verdict::Drop(DropReason::Malformed);
     };
@@ -248,7 +334,7 @@ fn admit_nd(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta
     // A solicitation without a source is duplicate address detection: an answer would take the address away.
     match vf.gateway_mac {
         Some(mac) if neighbor.src != Ipv6Addr::UNSPECIFIED && neighbor.src != neighbor.target => {
-            let sender = wire::mac_from_bits(meta.frame.key.src_mac());
+            let sender = wire::mac_from_bits(frame.key.src_mac());
             answer(packet, meta, &neighbor.answer(mac).frame(mac, sender))
         }
         _ => Verdict::Open,

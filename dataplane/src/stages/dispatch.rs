@@ -5,13 +5,14 @@
 //! full costs the packet, with a reason; nobody waits.
 
 use super::ledger::{Class, Ledger, Origin};
-use super::parcel::{Parcel, Verdict};
+use super::parcel::{Meta, Parcels, Verdict};
 use super::parking::Parking;
 use super::vlan;
 use crate::action::PortId;
 use crate::control::notice::{Notice, Notices, Trapped};
 use crate::counters::DropReason;
 use crate::snapshot::{MAX_DEVICES, Neighbours, Snapshot};
+use arrayvec::ArrayVec;
 use forebay_pipeline::batch::{BATCH, Batch};
 use forebay_pipeline::counters::StageCounters;
 use forebay_pipeline::publish::Subscriber;
@@ -37,11 +38,61 @@ pub enum Way {
     Worker(usize),
 }
 
+/// Packets that follow each other in a lane and are counted alike.
+#[derive(Clone, Copy)]
+struct Run {
+    origin: Origin,
+    packets: u32,
+    /// Of all of them.
+    bytes: u64,
+}
+
 /// Packets on their way to one device.
 struct Lane {
     way: Way,
     burst: PacketBurst,
-    origins: Batch<Origin>,
+    /// How the packets are counted, in their order.
+    runs: ArrayVec<Run, BATCH>,
+}
+
+impl Lane {
+    /// Whether another packet fits, and is not the last one: that one has the lane emptied.
+    #[inline(always)]
+    fn has_room(&self) -> bool {
+        self.burst.len() < BATCH - 1
+    }
+
+    /// Adds a packet, for which there must be room: else it is freed, and not counted.
+    #[inline(always)]
+    fn push(&mut self, packet: Packet, origin: Origin) {
+        let bytes = u64::from(origin.bytes);
+        if self.burst.push(packet).is_err() {
+            debug_assert!(false, "a full lane is emptied before another packet comes");
+            return;
+        }
+        match self.runs.last_mut() {
+            Some(run) if run.origin.is_like(&origin) => {
+                run.packets += 1;
+                run.bytes += bytes;
+            }
+            _ => self.runs.push(Run { origin, packets: 1, bytes }),
+        }
+    }
+
+    /// Counts the first `sent` packets as sent and the others, which are still in the burst, as refused.
+    fn settle(&mut self, mut sent: usize, ledger: &Ledger) {
+        let mut unsent = self.burst.iter();
+        for run in self.runs.drain(..) {
+            let packets = run.packets as usize;
+            let done = packets.min(sent);
+            sent -= done;
+            let left: u64 = unsent.by_ref().take(packets - done).map(|packet| packet.len() as u64).sum();
+            if done > 0 {
+                ledger.transmitted_many(&run.origin, done as u64, run.bytes.saturating_sub(left));
+            }
+            (done..packets).for_each(|_| ledger.refused(&run.origin, DropReason::TxFull));
+        }
+    }
 }
 
 /// The last stage.
@@ -111,7 +162,7 @@ impl Dispatch {
     /// From now on `device` is reached that way.
     pub fn attach(&mut self, device: u16, way: Way) {
         if let Some(lane) = self.lanes.get_mut(usize::from(device)) {
-            *lane = Some(Box::new(Lane { way, burst: PacketBurst::new(), origins: Batch::new() }));
+            *lane = Some(Box::new(Lane { way, burst: PacketBurst::new(), runs: ArrayVec::new() }));
         }
     }
 
@@ -194,8 +245,8 @@ impl Dispatch {
     pub fn abandon(&mut self, reason: DropReason) {
         self.parking.clear(reason);
         for lane in self.lanes.iter_mut().flatten() {
-            for origin in lane.origins.drain(..) {
-                self.ledger.refused(&origin, reason);
+            for Run { origin, packets, .. } in lane.runs.drain(..) {
+                (0..packets).for_each(|_| self.ledger.refused(&origin, reason));
             }
             lane.burst.clear();
         }
@@ -259,13 +310,9 @@ impl Out<'_> {
         {
             return self.ledger.refused(&origin, DropReason::TooBig);
         }
-        if lane.burst.push(packet).is_err() {
-            // Cannot be: a full lane is emptied below.
-            return self.ledger.refused(&origin, DropReason::TxFull);
-        }
-        lane.origins.push(origin);
+        lane.push(packet, origin);
         *self.filled |= 1 << device;
-        if lane.origins.len() == BATCH {
+        if lane.burst.len() == BATCH {
             self.flush_lane(device);
         }
     }
@@ -287,18 +334,20 @@ impl Out<'_> {
                 let cycles = tsc::now() - before;
                 *self.io_cycles += cycles;
                 self.transmit.record(offered as u64, cycles);
-                let (done, refused) = lane.origins.split_at(sent.min(offered));
-                done.iter().for_each(|origin| self.ledger.transmitted(origin));
-                refused.iter().for_each(|origin| self.ledger.refused(origin, DropReason::TxFull));
+                lane.settle(sent.min(offered), self.ledger);
                 lane.burst.clear();
-                lane.origins.clear();
             }
             Way::Worker(number) => {
+                let each =
+                    lane.runs.drain(..).flat_map(|run| std::iter::repeat_n(run.origin, run.packets as usize));
                 let mut batch: Batch<Handoff> = lane
                     .burst
                     .drain()
-                    .zip(lane.origins.drain(..))
-                    .map(|(packet, origin)| Handoff { packet, origin })
+                    .zip(each)
+                    .map(|(packet, origin)| {
+                        let bytes = packet.len() as u32;
+                        Handoff { packet, origin: Origin { bytes, ..origin } }
+                    })
                     .collect();
                 for Handoff { origin, .. } in batch.iter().filter(|handoff| handoff.origin.is_received()) {
                     self.ledger.handed(origin.from);
@@ -318,54 +367,136 @@ impl Out<'_> {
     }
 }
 
-impl Stage<Parcel> for Dispatch {
+/// What there is to know about a port that packets leave through, for the packets of one burst.
+struct Shortcut {
+    to: PortId,
+    device: usize,
+    longest_frame_bytes: usize,
+    /// The last next hop, and its MAC; no slot where nothing was encapsulated yet.
+    next_hop: u32,
+    mac: [u8; 6],
+}
+
+/// The slot of no next hop.
+const NO_NEXT_HOP: u32 = u32::MAX;
+
+impl Shortcut {
+    /// Whether the packet may go this way: to this port, short enough, and to a next hop that is known.
+    #[inline(always)]
+    fn leads(&mut self, meta: &Meta, packet: &Packet, neighbours: &Neighbours) -> bool {
+        let to = match meta.verdict {
+            Verdict::Send { uplink, next_hop } => {
+                if next_hop != self.next_hop {
+                    let Some(mac) = neighbours.resolve(next_hop) else { return false };
+                    (self.next_hop, self.mac) = (next_hop, mac);
+                }
+                uplink
+            }
+            Verdict::Deliver(to) => to,
+            _ => return false,
+        };
+        to == self.to && packet.len() <= self.longest_frame_bytes
+    }
+}
+
+impl Dispatch {
+    /// The way that the packet has gone, for those behind it. None where each has to be looked at: behind a tag, while the port is
+    /// down, or while anything waits for a next hop.
+    #[inline(always)]
+    fn shortcut(&self, meta: &Meta) -> Option<Shortcut> {
+        let to = match meta.verdict {
+            Verdict::Send { uplink, .. } if self.parking.is_empty() => uplink,
+            Verdict::Deliver(to) if self.parking.is_empty() => to,
+            _ => return None,
+        };
+        let port = self.snapshot.current().port(to)?;
+        if port.vlan != 0 || !port.is_up() {
+            return None;
+        }
+        let device = usize::from(port.device);
+        let longest_frame_bytes = match &self.lanes.get(device)?.as_ref()?.way {
+            Way::Queue(queue) => queue.longest_frame_bytes() as usize,
+            Way::Worker(_) => usize::MAX,
+        };
+        Some(Shortcut { to, device, longest_frame_bytes, next_hop: NO_NEXT_HOP, mac: [0; 6] })
+    }
+
+    /// Sends, hands on or frees one packet, and counts it.
+    fn dispatch(&mut self, packet: Packet, meta: &Meta) {
+        let mut packet = packet;
+        let bytes = packet.len() as u32;
+        let from = meta.port;
+        match meta.verdict {
+            Verdict::Send { uplink, next_hop } => {
+                let origin = Origin { from, to: uplink, class: Class::Sent, bytes };
+                match self.neighbours.resolve(next_hop) {
+                    Some(mac) => {
+                        if self.parking.waits_for(next_hop) {
+                            self.send_waiting_first();
+                        }
+                        set_next_hop(&mut packet, mac);
+                        let (snapshot, mut out) = self.split();
+                        out.put(snapshot, packet, origin);
+                    }
+                    None if self.parking.park(packet, origin, next_hop) => {
+                        self.notices.tell(Notice::Unresolved { slot: next_hop });
+                    }
+                    None => {}
+                }
+            }
+            Verdict::Deliver(to) => {
+                let origin = Origin { from, to, class: Class::Delivered, bytes };
+                let (snapshot, mut out) = self.split();
+                out.put(snapshot, packet, origin);
+            }
+            Verdict::Answer(reason) => {
+                match reason {
+                    Some(reason) => self.ledger.dropped(from, reason),
+                    None => self.ledger.local(from),
+                }
+                let origin = Origin { from, to: from, class: Class::Originated, bytes };
+                let (snapshot, mut out) = self.split();
+                out.put(snapshot, packet, origin);
+            }
+            Verdict::Trap => {
+                packet.trim_front(usize::from(meta.inner_offset));
+                self.trap(from, packet);
+            }
+            Verdict::Local => self.ledger.local(from),
+            Verdict::Drop(reason) => self.ledger.dropped(from, reason),
+            // No stage before this one leaves a packet undecided.
+            Verdict::Open | Verdict::Act => self.ledger.dropped(from, DropReason::NoRule),
+        }
+    }
+}
+
+impl Stage<Parcels> for Dispatch {
     const NAME: &'static str = "dispatch";
 
-    fn process(&mut self, batch: &mut Batch<Parcel>) {
-        for Parcel { mut packet, meta } in batch.drain(..) {
-            let bytes = packet.len() as u32;
-            let from = meta.port;
-            match meta.verdict {
-                Verdict::Send { uplink, next_hop } => {
-                    let origin = Origin { from, to: uplink, class: Class::Sent, bytes };
-                    match self.neighbours.resolve(next_hop) {
-                        Some(mac) => {
-                            if self.parking.waits_for(next_hop) {
-                                self.send_waiting_first();
-                            }
-                            set_next_hop(&mut packet, mac);
-                            let (snapshot, mut out) = self.split();
-                            out.put(snapshot, packet, origin);
-                        }
-                        None if self.parking.park(packet, origin, next_hop) => {
-                            self.notices.tell(Notice::Unresolved { slot: next_hop });
-                        }
-                        None => {}
+    #[inline(never)]
+    fn process(&mut self, batch: &mut Parcels) {
+        // Packets mostly follow each other to the same port: what there is to know about it is looked up once.
+        let mut shortcut: Option<Shortcut> = None;
+        for (mut packet, meta) in batch.drain() {
+            if let Some(known) = &mut shortcut
+                && known.leads(meta, &packet, &self.neighbours)
+                && let Some(Some(lane)) = self.lanes.get_mut(known.device)
+                && lane.has_room()
+            {
+                let class = match meta.verdict {
+                    Verdict::Send { .. } => {
+                        set_next_hop(&mut packet, known.mac);
+                        Class::Sent
                     }
-                }
-                Verdict::Deliver(to) => {
-                    let origin = Origin { from, to, class: Class::Delivered, bytes };
-                    let (snapshot, mut out) = self.split();
-                    out.put(snapshot, packet, origin);
-                }
-                Verdict::Answer(reason) => {
-                    match reason {
-                        Some(reason) => self.ledger.dropped(from, reason),
-                        None => self.ledger.local(from),
-                    }
-                    let origin = Origin { from, to: from, class: Class::Originated, bytes };
-                    let (snapshot, mut out) = self.split();
-                    out.put(snapshot, packet, origin);
-                }
-                Verdict::Trap => {
-                    packet.trim_front(usize::from(meta.inner_offset));
-                    self.trap(from, packet);
-                }
-                Verdict::Local => self.ledger.local(from),
-                Verdict::Drop(reason) => self.ledger.dropped(from, reason),
-                // No stage before this one leaves a packet undecided.
-                Verdict::Open | Verdict::Act(_) => self.ledger.dropped(from, DropReason::NoRule),
+                    _ => Class::Delivered,
+                };
+                let origin = Origin { from: meta.port, to: known.to, class, bytes: packet.len() as u32 };
+                lane.push(packet, origin);
+                self.filled |= 1 << known.device;
+                continue;
             }
+            self.dispatch(packet, meta);
+            shortcut = self.shortcut(meta);
         }
         self.flush();
     }

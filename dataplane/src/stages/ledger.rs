@@ -2,6 +2,7 @@
 
 use crate::action::PortId;
 use crate::counters::{DropReason, PortCounters, WorkerTally};
+use forebay_pipeline::prefetch::prefetch;
 use std::sync::Arc;
 
 /// Writes the counters of one worker.
@@ -35,6 +36,12 @@ pub struct Origin {
 }
 
 impl Origin {
+    /// Counted alike but for the bytes.
+    #[inline(always)]
+    pub fn is_like(&self, other: &Origin) -> bool {
+        (self.from, self.to, self.class) == (other.from, other.to, other.class)
+    }
+
     /// A packet that was received, not made by the host.
     #[inline(always)]
     pub fn is_received(&self) -> bool {
@@ -98,22 +105,6 @@ impl Ledger {
         }
     }
 
-    /// A transmit queue took the packet.
-    #[inline(always)]
-    pub fn transmitted(&self, origin: &Origin) {
-        if let Some(counters) = self.port(origin.to) {
-            counters.tx_packets.add(1);
-            counters.tx_bytes.add(u64::from(origin.bytes));
-        }
-        if let Some(counters) = self.port(origin.from) {
-            match origin.class {
-                Class::Sent => counters.sent.add(1),
-                Class::Delivered => counters.delivered.add(1),
-                Class::Originated => counters.originated.add(1),
-            }
-        }
-    }
-
     /// A packet on its way out was dropped after all.
     #[inline(always)]
     pub fn refused(&self, origin: &Origin, reason: DropReason) {
@@ -147,6 +138,30 @@ impl Ledger {
     pub fn reconcile(&self) {
         for counters in &self.tally.ports {
             counters.drops[DropReason::WorkerPanic as usize].add(counters.held());
+        }
+    }
+
+    /// Asks for the counters that [`Ledger::matched`] will write.
+    #[inline(always)]
+    pub fn prefetch_rule(&self, slot: u32) {
+        if let Some(counter) = self.tally.rules.get(slot) {
+            prefetch(counter);
+        }
+    }
+
+    /// Packets of `bytes` bytes left by a transmit queue, all of the same origin.
+    #[inline(always)]
+    pub fn transmitted_many(&self, origin: &Origin, packets: u64, bytes: u64) {
+        if let Some(counters) = self.port(origin.to) {
+            counters.tx_packets.add(packets);
+            counters.tx_bytes.add(bytes);
+        }
+        if let Some(counters) = self.port(origin.from) {
+            match origin.class {
+                Class::Sent => counters.sent.add(packets),
+                Class::Delivered => counters.delivered.add(packets),
+                Class::Originated => counters.originated.add(packets),
+            }
         }
     }
 
@@ -184,12 +199,12 @@ mod tests {
         let ledger = Ledger::new(tally.clone());
         let (a, b) = (PortId(0), PortId(1));
         ledger.received(a, 5, 500);
-        ledger.transmitted(&Origin { from: a, to: b, class: Class::Sent, bytes: 150 });
+        ledger.transmitted_many(&Origin { from: a, to: b, class: Class::Sent, bytes: 150 }, 1, 150);
         ledger.refused(&Origin { from: a, to: b, class: Class::Delivered, bytes: 100 }, DropReason::TxFull);
         ledger.local(a);
         ledger.trapped(a);
         ledger.dropped(a, DropReason::NoRule);
-        ledger.transmitted(&Origin { from: b, to: b, class: Class::Originated, bytes: 42 });
+        ledger.transmitted_many(&Origin { from: b, to: b, class: Class::Originated, bytes: 42 }, 1, 42);
         ledger.refused(&Origin { from: b, to: b, class: Class::Originated, bytes: 42 }, DropReason::TxFull);
         let mut totals = [PortTotals::default(), PortTotals::default()];
         totals[0].add(&tally.ports[0]);

@@ -2,16 +2,15 @@
 
 use super::admit::make_contiguous;
 use super::ledger::Ledger;
-use super::parcel::{Meta, Parcel, Verdict};
+use super::parcel::{Meta, Parcels, Parts, Verdict};
 use super::vlan;
 use crate::action::PortId;
 use crate::counters::DropReason;
 use crate::snapshot::{DeviceEntry, MAX_DEVICES, Snapshot};
-use forebay_pipeline::batch::Batch;
 use forebay_pipeline::counters::StageCounters;
 use forebay_pipeline::publish::Subscriber;
 use forebay_pipeline::tsc;
-use forebay_sriov::{Packet, PacketBurst, RxQueue};
+use forebay_sriov::{Packet, RxQueue};
 use std::sync::Arc;
 
 /// MACs, one tag, and the EtherType behind it: what must lie in one piece for the tag to be read and taken off.
@@ -23,7 +22,6 @@ pub struct Receive {
     ledger: Ledger,
     queues: Vec<RxQueue>,
     next: usize,
-    burst: Box<PacketBurst>,
     counters: Arc<StageCounters>,
 }
 
@@ -31,7 +29,7 @@ impl Receive {
     /// No queues yet.
     pub fn new(snapshot: Subscriber<Snapshot>, ledger: Ledger, counters: Arc<StageCounters>) -> Receive {
         let queues = Vec::with_capacity(MAX_DEVICES);
-        Receive { snapshot, ledger, queues, next: 0, burst: Box::new(PacketBurst::new()), counters }
+        Receive { snapshot, ledger, queues, next: 0, counters }
     }
 
     /// Looks at the newest snapshot from now on.
@@ -55,23 +53,23 @@ impl Receive {
         self.queues.len()
     }
 
-    /// Takes a burst from the next queue into the empty `batch`. Returns the time stamp of its end.
+    /// Takes a burst from the next queue into the empty `burst`. Returns the time stamp of its end.
     #[inline(always)]
-    pub fn receive(&mut self, batch: &mut Batch<Parcel>) -> u64 {
+    pub fn receive(&mut self, burst: &mut Parcels) -> u64 {
         let count = self.queues.len();
         let Some(queue) = self.queues.get_mut(self.next) else { return 0 };
         self.next = if self.next + 1 < count { self.next + 1 } else { 0 };
         let before = tsc::now();
-        let received = queue.receive(&mut self.burst);
+        let received = burst.fill(|packets| queue.receive(packets));
         if received == 0 {
             return before;
         }
         let after = tsc::now();
         self.counters.record(received as u64, after - before);
-        let Receive { snapshot, ledger, burst, .. } = self;
+        let Receive { snapshot, ledger, .. } = self;
         match snapshot.current().devices.get(usize::from(queue.port())) {
-            Some(DeviceEntry { port: Some(port), vlans: None }) => take_all(burst, *port, ledger, batch),
-            Some(entry) => take_by_vlan(burst, entry, ledger, batch),
+            Some(DeviceEntry { port: Some(port), vlans: None }) => take_all(burst, *port, ledger),
+            Some(entry) => take_by_vlan(burst, entry, ledger),
             None => burst.clear(),
         }
         after
@@ -79,46 +77,54 @@ impl Receive {
 }
 
 /// Every packet belongs to the device's own port.
-#[inline(always)]
-fn take_all(burst: &mut PacketBurst, port: PortId, ledger: &Ledger, batch: &mut Batch<Parcel>) {
-    let (mut packets, mut bytes) = (0, 0);
-    for mut packet in burst.drain() {
-        packet.prefetch_header();
-        let verdict = restore_tag(&mut packet);
-        packets += 1;
+#[inline(never)]
+fn take_all(burst: &mut Parcels, port: PortId, ledger: &Ledger) {
+    let Parts { packets, metas, .. } = burst.parts();
+    packets.iter().for_each(Packet::prefetch_header);
+    let mut bytes = 0;
+    for (packet, meta) in packets.iter_mut().zip(metas.iter_mut()) {
+        *meta = Meta::received(port);
+        if packet.has_stripped_vlan() {
+            meta.verdict = restore_tag(packet);
+        }
         bytes += packet.len() as u64;
-        batch.push(Parcel { packet, meta: Meta { verdict, ..Meta::received(port) } });
     }
-    ledger.received(port, packets, bytes);
+    ledger.received(port, packets.len() as u64, bytes);
 }
 
 /// The tag tells whose packet it is; what has no port of its own belongs to the device's port.
-fn take_by_vlan(burst: &mut PacketBurst, entry: &DeviceEntry, ledger: &Ledger, batch: &mut Batch<Parcel>) {
-    for mut packet in burst.drain() {
-        let mut verdict = restore_tag(&mut packet);
-        if !make_contiguous(&mut packet, TAGGED_BYTES) {
+#[inline(never)]
+fn take_by_vlan(burst: &mut Parcels, entry: &DeviceEntry, ledger: &Ledger) {
+    if entry.port.is_none() {
+        // The device is being taken away: nobody counts the packets of its own port any more.
+        burst.fill(|packets| packets.retain(|packet| behind_tag(entry, packet).is_some()));
+    }
+    let Parts { packets, metas, .. } = burst.parts();
+    packets.iter().for_each(Packet::prefetch_header);
+    for (packet, meta) in packets.iter_mut().zip(metas.iter_mut()) {
+        let mut verdict = restore_tag(packet);
+        let behind = behind_tag(entry, packet);
+        let bytes = packet.len() as u64;
+        if !make_contiguous(packet, TAGGED_BYTES) || (behind.is_some() && !vlan::pop(packet)) {
             verdict = Verdict::Drop(DropReason::NoBuffer);
         }
-        let tag = entry.vlans.as_ref().zip(vlan::outermost(packet.data()));
-        let behind = tag.and_then(|(vlans, id)| *vlans.get(usize::from(id))?);
-        let bytes = packet.len() as u64;
-        let port = match (behind, entry.port) {
-            (Some(port), _) => {
-                vlan::pop(&mut packet);
-                port
-            }
-            (None, Some(port)) => port,
-            // The device is being taken away: nobody counts its packets any more.
-            (None, None) => continue,
-        };
+        let port = behind.or(entry.port).unwrap_or(PortId(u16::MAX));
+        *meta = Meta { verdict, ..Meta::received(port) };
         ledger.received(port, 1, bytes);
-        batch.push(Parcel { packet, meta: Meta { verdict, ..Meta::received(port) } });
     }
+}
+
+/// The port behind the packet's tag.
+#[inline(always)]
+fn behind_tag(entry: &DeviceEntry, packet: &mut Packet) -> Option<PortId> {
+    make_contiguous(packet, TAGGED_BYTES);
+    let id = packet.stripped_vlan().map(|tci| tci & 0x0fff).or_else(|| vlan::outermost(packet.data()))?;
+    *entry.vlans.as_ref()?.get(usize::from(id))?
 }
 
 /// Some devices hand over the outermost tag beside the packet; the packet path expects it inside. A packet that cannot
 /// take it back is dropped: without its tag it would be taken for another port's.
-#[inline(always)]
+#[inline(never)]
 fn restore_tag(packet: &mut Packet) -> Verdict {
     match packet.take_stripped_vlan() {
         None => Verdict::Open,

@@ -2,15 +2,14 @@
 //! is too large for the way.
 
 use super::admit::replace;
-use super::parcel::{Meta, Parcel, Verdict};
+use super::parcel::{Meta, Parcels, Verdict};
 use super::vlan;
 use crate::action::{Action, PortId, TunnelRef};
 use crate::counters::DropReason;
-use crate::snapshot::{PortEntry, PortRole, Snapshot};
-use crate::wire::frame::{Frame, Network};
+use crate::snapshot::{PortEntry, PortRole, Snapshot, Tunnel};
+use crate::wire::frame::{Frame, Layout, Network, WINDOW_BYTES};
 use crate::wire::vxlan::Patch;
 use crate::wire::{ETHERNET_BYTES, VLAN_TAG_BYTES, checksum, icmp, mac_from_bits};
-use forebay_pipeline::batch::Batch;
 use forebay_pipeline::publish::Subscriber;
 use forebay_pipeline::stage::Stage;
 use forebay_sriov::Packet;
@@ -33,25 +32,88 @@ impl Transform {
     }
 }
 
-impl Stage<Parcel> for Transform {
+impl Stage<Parcels> for Transform {
     const NAME: &'static str = "transform";
 
-    fn process(&mut self, batch: &mut Batch<Parcel>) {
+    #[inline(never)]
+    fn process(&mut self, batch: &mut Parcels) {
         let snapshot = self.snapshot.current();
-        for Parcel { packet, meta } in batch.iter_mut() {
-            let Verdict::Act(action) = meta.verdict else { continue };
-            meta.verdict = match action {
-                Action::Forward { tunnel, inner_dst_mac, push_vlan } => {
-                    forward(snapshot, packet, meta, tunnel, inner_dst_mac, push_vlan)
+        let mut way = Way::NONE;
+        for (packet, meta) in batch.iter_mut() {
+            if meta.verdict != Verdict::Act {
+                continue;
+            }
+            if let Some((tunnel, inner_dst_mac)) = meta.action.plain_forward() {
+                if tunnel != way.of {
+                    way = Way::new(snapshot, tunnel);
                 }
-                Action::Deliver { port, pop_vlan, push_vlan } => {
-                    deliver(snapshot, packet, meta, port, pop_vlan, push_vlan)
+                if let Some(tunnel) = way.plain_v4
+                    && packet.len() <= way.most_bytes
+                    && encapsulate_v4(packet, meta, tunnel, inner_dst_mac)
+                {
+                    meta.verdict = Verdict::Send { uplink: tunnel.uplink, next_hop: tunnel.next_hop };
+                    continue;
                 }
-                Action::Trap => Verdict::Trap,
-                Action::Drop(reason) => Verdict::Drop(reason),
-            };
+            }
+            transform(snapshot, packet, meta);
         }
     }
+}
+
+/// A tunnel over IPv4 and what fits into it: looked up once for packets that follow each other.
+struct Way<'a> {
+    of: TunnelRef,
+    plain_v4: Option<&'a Tunnel>,
+    /// The longest inner frame.
+    most_bytes: usize,
+}
+
+impl<'a> Way<'a> {
+    const NONE: Way<'static> =
+        Way { of: TunnelRef { slot: u32::MAX, generation: 0 }, plain_v4: None, most_bytes: 0 };
+
+    fn new(snapshot: &'a Snapshot, of: TunnelRef) -> Way<'a> {
+        let tunnel = snapshot.tunnel(of).filter(|tunnel| !tunnel.template.covers_payload());
+        let uplink = tunnel.and_then(|tunnel| snapshot.port(tunnel.uplink));
+        let Some((tunnel, uplink)) = tunnel.zip(uplink) else { return Way { of, ..Way::NONE } };
+        let most_bytes = usize::from(uplink.mtu).saturating_sub(tunnel.template.l3_overhead());
+        Way { of, plain_v4: Some(tunnel), most_bytes }
+    }
+}
+
+/// The common case of [`forward`]; false, and the headers not written, where the buffer has no room.
+#[inline(always)]
+fn encapsulate_v4(packet: &mut Packet, meta: &Meta, tunnel: &Tunnel, inner_dst_mac: Option<[u8; 6]>) -> bool {
+    let inner_bytes = packet.len();
+    if let Some(mac) = inner_dst_mac
+        && let Some(field) = packet.data_mut().first_chunk_mut::<6>()
+    {
+        *field = mac;
+    }
+    let flow_hash = u32::from(meta.flow_hash);
+    let patch = Patch { inner_bytes, ecn: meta.layout.traffic_class & 3, flow_hash, inner_sum: 0 };
+    match packet.prepend_array() {
+        Some(out) => {
+            tunnel.template.write_v4(out, &patch);
+            true
+        }
+        None => false,
+    }
+}
+
+/// Does what the rule says, whatever it is.
+#[inline(never)]
+fn transform(snapshot: &Snapshot, packet: &mut Packet, meta: &mut Meta) {
+    meta.verdict = match meta.action.unpack() {
+        Action::Forward { tunnel, inner_dst_mac, push_vlan } => {
+            forward(snapshot, packet, meta, tunnel, (inner_dst_mac, push_vlan))
+        }
+        Action::Deliver { port, pop_vlan, push_vlan } => {
+            deliver(snapshot, packet, meta, port, pop_vlan, push_vlan)
+        }
+        Action::Trap => Verdict::Trap,
+        Action::Drop(reason) => Verdict::Drop(reason),
+    };
 }
 
 #[inline(always)]
@@ -60,8 +122,7 @@ fn forward(
     packet: &mut Packet,
     meta: &Meta,
     tunnel: TunnelRef,
-    inner_dst_mac: Option<[u8; 6]>,
-    push_vlan: u16,
+    (inner_dst_mac, push_vlan): (Option<[u8; 6]>, u16),
 ) -> Verdict {
     // The rule was deleted while the packet was on its way between two workers.
     let Some(tunnel) = snapshot.tunnel(tunnel) else { return Verdict::Drop(DropReason::NoRule) };
@@ -70,7 +131,7 @@ fn forward(
     let tag_bytes = if push_vlan != 0 { VLAN_TAG_BYTES } else { 0 };
     let inner_bytes = packet.len() + tag_bytes;
     if inner_bytes + template.l3_overhead() > usize::from(uplink.mtu) {
-        let l2_bytes = usize::from(meta.frame.l3_offset) + tag_bytes;
+        let l2_bytes = usize::from(meta.layout.l3_offset) + tag_bytes;
         let fits = usize::from(uplink.mtu).saturating_sub(template.l3_overhead() + l2_bytes);
         return too_big(snapshot, packet, meta, fits);
     }
@@ -82,17 +143,16 @@ fn forward(
     if push_vlan != 0 && !vlan::push(packet, push_vlan) {
         return Verdict::Drop(DropReason::NoBuffer);
     }
-    let inner_sum = if template.covers_payload() { sum(packet) } else { 0 };
-    let whole = meta.frame.fragment == crate::wire::frame::Fragment::Whole;
-    let patch = Patch {
-        next_hop: [0; 6],
-        inner_bytes,
-        ecn: meta.frame.traffic_class & 3,
-        flow_hash: meta.frame.key.flow_hash(whole),
-        inner_sum,
-    };
-    let Some(out) = packet.prepend(template.len()) else { return Verdict::Drop(DropReason::NoBuffer) };
-    template.write(out, &patch);
+    let flow_hash = u32::from(meta.flow_hash);
+    let mut patch = Patch { inner_bytes, ecn: meta.layout.traffic_class & 3, flow_hash, inner_sum: 0 };
+    if template.covers_payload() {
+        patch.inner_sum = sum(packet);
+        let Some(out) = packet.prepend_array() else { return Verdict::Drop(DropReason::NoBuffer) };
+        template.write_v6(out, &patch);
+    } else {
+        let Some(out) = packet.prepend_array() else { return Verdict::Drop(DropReason::NoBuffer) };
+        template.write_v4(out, &patch);
+    }
     Verdict::Send { uplink: tunnel.uplink, next_hop: tunnel.next_hop }
 }
 
@@ -114,9 +174,9 @@ fn deliver(
 ) -> Verdict {
     let Some(port) = snapshot.port(to) else { return Verdict::Drop(DropReason::PortDown) };
     let inner_bytes = packet.len() - usize::from(meta.inner_offset);
-    let l3_bytes = match meta.frame.network {
-        Network::Ipv4 | Network::Ipv6 => meta.frame.l3_bytes as usize,
-        Network::Other | Network::Arp => inner_bytes - usize::from(meta.frame.l3_offset),
+    let l3_bytes = match meta.layout.network {
+        Network::Ipv4 | Network::Ipv6 => meta.layout.l3_bytes as usize,
+        Network::Other | Network::Arp => inner_bytes - usize::from(meta.layout.l3_offset),
     };
     if l3_bytes > usize::from(port.mtu) {
         return too_big(snapshot, packet, meta, usize::from(port.mtu));
@@ -169,19 +229,19 @@ fn decapsulate(packet: &mut Packet, meta: &Meta) -> bool {
     if !packet.trim_front(usize::from(meta.inner_offset)) {
         return false;
     }
-    if !matches!(meta.frame.network, Network::Ipv4 | Network::Ipv6) {
+    if !matches!(meta.layout.network, Network::Ipv4 | Network::Ipv6) {
         return true;
     }
-    let inner = meta.frame.traffic_class & 3;
+    let inner = meta.layout.traffic_class & 3;
     match combined_ecn(meta.outer_ecn, inner) {
         None => false,
-        Some(ecn) => ecn == inner || mark(packet.data_mut(), &meta.frame, ecn),
+        Some(ecn) => ecn == inner || mark(packet.data_mut(), &meta.layout, ecn),
     }
 }
 
 /// Writes the ECN field of an IP header.
 #[cold]
-fn mark(bytes: &mut [u8], frame: &Frame, ecn: u8) -> bool {
+fn mark(bytes: &mut [u8], frame: &Layout, ecn: u8) -> bool {
     let l3 = usize::from(frame.l3_offset);
     let Some(header) = bytes.get_mut(l3..l3 + crate::wire::IPV4_BYTES) else { return false };
     if frame.network == Network::Ipv6 {
@@ -202,15 +262,16 @@ fn mark(bytes: &mut [u8], frame: &Frame, ecn: u8) -> bool {
 fn too_big(snapshot: &Snapshot, packet: &mut Packet, meta: &Meta, fits: usize) -> Verdict {
     let lost = Verdict::Drop(DropReason::TooBig);
     let Some(PortEntry { role: PortRole::Vf(vf), .. }) = snapshot.port(meta.port) else { return lost };
-    let gateway = vf.gateway_mac.unwrap_or_else(|| mac_from_bits(meta.frame.key.dst_mac()));
     let mut quoted = [0; icmp::MAX_FRAME_BYTES];
     let bytes = packet.copy_to(0, &mut quoted);
+    let Ok(frame) = Frame::parse(&quoted[..bytes.min(WINDOW_BYTES)], packet.len()) else { return lost };
+    let gateway = vf.gateway_mac.unwrap_or_else(|| mac_from_bits(frame.key.dst_mac()));
     let mut error = [0; icmp::MAX_FRAME_BYTES];
     let quoted = &quoted[..bytes];
-    let Some(length) = icmp::packet_too_big(quoted, &meta.frame, fits as u16, gateway, &mut error) else {
+    let Some(length) = icmp::packet_too_big(quoted, &frame, fits as u16, gateway, &mut error) else {
         return lost;
     };
-    let tags = usize::from(meta.frame.vlan_tags) * VLAN_TAG_BYTES;
+    let tags = usize::from(frame.vlan_tags) * VLAN_TAG_BYTES;
     let mut tagged = [0; icmp::MAX_FRAME_BYTES + 4 * crate::wire::frame::MAX_VLAN_TAGS];
     tagged[..12].copy_from_slice(&error[..12]);
     tagged[12..12 + tags].copy_from_slice(&quoted[12..12 + tags]);

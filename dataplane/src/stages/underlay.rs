@@ -1,9 +1,10 @@
 //! Admission of what an uplink receives: outer headers, the host's own ARP, ND and echo, and the tunnel's header.
 
 use super::admit::{answer, answer_echo, make_contiguous};
-use super::parcel::{Meta, Verdict};
+use super::parcel::{Meta, Verdict, Words};
 use crate::control::notice::{Notice, Notices};
 use crate::counters::DropReason;
+use crate::flows::key::{FlowKey, Scope, Shape};
 use crate::rules::pattern::ingress_words;
 use crate::rules::rule::Opaque;
 use crate::snapshot::{PortEntry, UplinkEntry};
@@ -27,40 +28,32 @@ impl Underlay {
         Underlay { notices }
     }
 
-    /// Decides about one packet of an uplink.
-    #[inline(always)]
-    pub fn admit(&mut self, port: &PortEntry, uplink: &UplinkEntry, packet: &mut Packet, meta: &mut Meta) {
-        if !make_contiguous(packet, TUNNEL_WINDOW_BYTES) {
-            meta.verdict = Verdict::Drop(DropReason::NoBuffer);
-            return;
-        }
-        let length = packet.len();
-        let window = packet.data();
-        let Ok(outer) = Frame::parse(&window[..window.len().min(WINDOW_BYTES)], length) else {
-            meta.verdict = Verdict::Drop(DropReason::Malformed);
-            return;
-        };
-        meta.frame = outer;
-        let own = outer.key.dst_mac() == wire::mac_bits(port.mac);
-        let group = outer.key.dst_mac() >> 40 & 1 != 0;
-        if outer.key.src_mac() >> 40 & 1 != 0 {
-            // No station has such an address; an answer to it would go to a group.
-            meta.verdict = Verdict::Drop(DropReason::Malformed);
-            return;
-        }
-        if outer.vlan_tags != 0 || !(own || group) {
-            meta.verdict = Verdict::Drop(DropReason::NotLocal);
-            return;
-        }
-        let local = addresses(&outer).is_some_and(|(_, dst)| uplink.answers_for(dst));
-        meta.verdict = if own && local && is_vxlan(&outer) {
-            match open_tunnel(packet, meta, &outer, port) {
-                Ok(()) => return,
-                Err(reason) => Verdict::Drop(reason),
+    /// Decides about one packet of an uplink: of what comes through a tunnel, rules are to decide by `words`.
+    #[inline]
+    pub(super) fn admit(
+        &mut self,
+        port: &PortEntry,
+        uplink: &UplinkEntry,
+        packet: &mut Packet,
+        meta: &mut Meta,
+        words: &mut Words,
+    ) {
+        let outer = match outer_frame(port, packet) {
+            Ok(outer) => outer,
+            Err(reason) => {
+                meta.verdict = Verdict::Drop(reason);
+                return;
             }
-        } else {
-            self.admit_other(port, uplink, packet, meta, local)
         };
+        meta.layout = outer.layout;
+        let local = addresses(&outer).is_some_and(|(_, dst)| uplink.answers_for(dst));
+        if is_own(port, &outer) && local && is_vxlan(&outer) {
+            if let Err(reason) = open_tunnel(packet, meta, &outer, port, words) {
+                meta.verdict = Verdict::Drop(reason);
+            }
+            return;
+        }
+        meta.verdict = self.admit_other(port, uplink, packet, meta, (&outer, local));
     }
 
     #[cold]
@@ -71,30 +64,28 @@ impl Underlay {
         uplink: &UplinkEntry,
         packet: &mut Packet,
         meta: &mut Meta,
-        local: bool,
+        (frame, local): (&Frame, bool),
     ) -> Verdict {
-        let frame = meta.frame;
-        let own = frame.key.dst_mac() == wire::mac_bits(port.mac);
         match frame.network {
             Network::Arp => return self.admit_arp(port, uplink, packet, meta),
             Network::Ipv6 if frame.key.proto() == protocol::ICMPV6 => {
                 let kind = packet.data().get(usize::from(frame.l4_offset)).copied().unwrap_or(0);
                 if matches!(kind, nd::SOLICITATION | nd::ADVERTISEMENT) && frame.l4_offset != 0 {
-                    return self.admit_nd(port, uplink, packet, meta);
+                    return self.admit_nd(port, uplink, packet, meta, frame);
                 }
             }
             Network::Other => return Verdict::Drop(DropReason::NotLocal),
             Network::Ipv4 | Network::Ipv6 => {}
         }
-        if !own || !local {
+        if !is_own(port, frame) || !local {
             return Verdict::Drop(DropReason::NotLocal);
         }
         if frame.fragment != Fragment::Whole {
             return Verdict::Drop(DropReason::OuterFragment);
         }
         // An echo reply must not be larger than the question, nor go to a group.
-        let answerable = addresses(&frame).is_some_and(|(src, _)| is_host(src));
-        if answerable && let Some(verdict) = answer_echo(packet, &frame) {
+        let answerable = addresses(frame).is_some_and(|(src, _)| is_host(src));
+        if answerable && let Some(verdict) = answer_echo(packet, frame) {
             return verdict;
         }
         Verdict::Drop(DropReason::UnknownTunnel)
@@ -107,7 +98,7 @@ impl Underlay {
         packet: &mut Packet,
         meta: &Meta,
     ) -> Verdict {
-        let Some(arp) = arp::Arp::parse(packet.data(), usize::from(meta.frame.l3_offset)) else {
+        let Some(arp) = arp::Arp::parse(packet.data(), usize::from(meta.layout.l3_offset)) else {
             return Verdict::Drop(DropReason::Malformed);
         };
         if wire::is_multicast_mac(arp.sender_mac) || arp.sender_mac == port.mac {
@@ -132,9 +123,10 @@ impl Underlay {
         uplink: &UplinkEntry,
         packet: &mut Packet,
         meta: &Meta,
+        frame: &Frame,
     ) -> Verdict {
-        let (l3, l4) = (usize::from(meta.frame.l3_offset), usize::from(meta.frame.l4_offset));
-        let end = l3 + meta.frame.l3_bytes as usize;
+        let (l3, l4) = (usize::from(frame.l3_offset), usize::from(frame.l4_offset));
+        let end = l3 + frame.l3_bytes as usize;
         let Some(neighbor) = nd::Neighbor::parse(packet.data(), l3, l4, end) else {
             return Verdict::Drop(DropReason::Malformed);
         };
@@ -152,7 +144,7 @@ impl Underlay {
             return Verdict::Local;
         }
         let mut reply = neighbor.answer(port.mac);
-        let mut to = wire::mac_from_bits(meta.frame.key.src_mac());
+        let mut to = wire::mac_from_bits(frame.key.src_mac());
         if neighbor.src.is_unspecified() {
             // Duplicate address detection: the answer goes to all nodes (RFC 4861, section 7.2.4).
             reply.dst = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -161,6 +153,119 @@ impl Underlay {
         }
         answer(packet, meta, &reply.frame(port.mac, to))
     }
+}
+
+/// The outer frame of what an uplink received, if it can be for this host or for a group.
+#[inline(always)]
+fn outer_frame(port: &PortEntry, packet: &mut Packet) -> Result<Frame, DropReason> {
+    if !make_contiguous(packet, TUNNEL_WINDOW_BYTES) {
+        return Err(DropReason::NoBuffer);
+    }
+    let length = packet.len();
+    let window = packet.data();
+    let outer =
+        Frame::parse(&window[..window.len().min(WINDOW_BYTES)], length).map_err(|_| DropReason::Malformed)?;
+    if outer.key.src_mac() >> 40 & 1 != 0 {
+        // No station has such an address; an answer to it would go to a group.
+        return Err(DropReason::Malformed);
+    }
+    let group = outer.key.dst_mac() >> 40 & 1 != 0;
+    if outer.vlan_tags != 0 || !(is_own(port, &outer) || group) {
+        return Err(DropReason::NotLocal);
+    }
+    Ok(outer)
+}
+
+/// Addressed to the uplink's MAC.
+#[inline(always)]
+fn is_own(port: &PortEntry, outer: &Frame) -> bool {
+    outer.key.dst_mac() == wire::mac_bits(port.mac)
+}
+
+/// Admits a packet that has a key: one that [`write_flow`] found to come through a tunnel.
+pub(super) fn admit_flow(
+    port: &PortEntry,
+    uplink: &UplinkEntry,
+    packet: &mut Packet,
+    meta: &mut Meta,
+    words: &mut Words,
+) {
+    let opened = outer_frame(port, packet).and_then(|outer| {
+        let local = addresses(&outer).is_some_and(|(_, dst)| uplink.answers_for(dst));
+        if !local {
+            return Err(DropReason::NotLocal);
+        }
+        open_tunnel(packet, meta, &outer, port, words)
+    });
+    if let Err(reason) = opened {
+        meta.verdict = Verdict::Drop(reason);
+    }
+}
+
+/// Writes the key of what came through a VXLAN, where both the outer and the inner packet are of a plain shape.
+#[inline(never)]
+pub(super) fn write_flow(
+    port: &PortEntry,
+    uplink: &UplinkEntry,
+    (packet, meta): (&Packet, &mut Meta),
+    seed: u64,
+    key: &mut FlowKey,
+) -> bool {
+    let Some((scope, inner_offset, outer_class)) = tunnel_of(port, uplink, packet) else { return false };
+    let inner_bytes = packet.len().saturating_sub(inner_offset);
+    let inner = packet.data().get(inner_offset..).and_then(|inner| Shape::of(inner, inner_bytes));
+    let Some(inner) = inner.filter(|inner| !inner.is_from_a_group()) else { return false };
+    meta.inner_offset = inner_offset as u16;
+    meta.outer_ecn = outer_class & 3;
+    meta.layout = inner.layout;
+    inner.write_key(scope, seed, key);
+    true
+}
+
+/// The tunnel that a packet came through, where the inner frame begins, and the outer traffic class.
+#[inline(always)]
+fn tunnel_of(port: &PortEntry, uplink: &UplinkEntry, packet: &Packet) -> Option<(Scope, usize, u8)> {
+    let (bytes, length) = (packet.data(), packet.len());
+    let outer = Shape::of(bytes, length)?;
+    if !outer.is_to(port.mac) || outer.is_from_a_group() {
+        return None;
+    }
+    let l4 = usize::from(outer.layout.l4_offset);
+    let header = bytes.get(l4..)?.first_chunk::<{ UDP_BYTES + vxlan::VXLAN_BYTES }>()?;
+    let udp_bytes = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    let vxlan_port = u16::from_be_bytes([header[2], header[3]]) == vxlan::UDP_PORT;
+    // Bytes behind the datagram have to be cut off first, which the full way does.
+    if !(outer.is_udp() && vxlan_port && header[8] & vxlan::FLAG_VNI != 0 && l4 + udp_bytes == length) {
+        return None;
+    }
+    let covered = header[6] | header[7] != 0;
+    if covered && !covered_bytes_are_right(packet, &outer, l4) {
+        return None;
+    }
+    let vni = u32::from_be_bytes([0, header[12], header[13], header[14]]);
+    let scope = match outer.layout.network {
+        Network::Ipv4 => {
+            let (source, local) = outer.ipv4_ends();
+            Scope::vxlan_v4(port.id.0, vni, uplink.local_v4(local)?, source)
+        }
+        _ => {
+            let (source, local) = outer.ipv6_ends();
+            Scope::vxlan_v6(port.id.0, vni, uplink.local_v6(local)?, source)
+        }
+    };
+    Some((scope, l4 + UDP_BYTES + vxlan::VXLAN_BYTES, outer.layout.traffic_class))
+}
+
+/// Whether the UDP checksum, which is not zero, is right. Only of a packet in one piece: else the full way finds out.
+#[inline(always)]
+fn covered_bytes_are_right(packet: &Packet, outer: &Shape, l4: usize) -> bool {
+    let bytes = packet.data();
+    let whole = bytes.len() == packet.len();
+    whole
+        && bytes.get(l4..).is_some_and(|datagram| {
+            let pseudo = outer.address_sum() + u64::from(protocol::UDP) + datagram.len() as u64;
+            checksum::fold(checksum::add(pseudo, datagram)) == 0
+        })
 }
 
 #[inline(always)]
@@ -193,6 +298,7 @@ fn open_tunnel(
     meta: &mut Meta,
     outer: &Frame,
     port: &PortEntry,
+    words: &mut Words,
 ) -> Result<(), DropReason> {
     if !addresses(outer).is_some_and(|(src, _)| is_host(src)) {
         return Err(DropReason::Malformed);
@@ -216,8 +322,8 @@ fn open_tunnel(
     }
     meta.inner_offset = inner_offset as u16;
     meta.outer_ecn = outer.traffic_class & 3;
-    meta.words = ingress_words(&inner.key, &outer.key, Opaque::Vxlan(vni), port.id.0);
-    meta.frame = inner;
+    *words = ingress_words(&inner.key, &outer.key, Opaque::Vxlan(vni), port.id.0);
+    meta.set_flow(&inner);
     Ok(())
 }
 

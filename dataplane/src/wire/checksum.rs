@@ -35,6 +35,14 @@ pub fn fold(mut sum: u64) -> u16 {
     !(sum as u16)
 }
 
+/// As [`fold`], for the sum of less than 65,536 words.
+#[inline(always)]
+pub fn fold_small(sum: u64) -> u16 {
+    let sum = sum as u32;
+    let sum = (sum >> 16) + (sum & 0xffff);
+    !((sum >> 16) + sum) as u16
+}
+
 /// The checksum field of `bytes`, whose own field is zero; over a header with its field in place, 0 means correct.
 #[inline]
 pub fn of(bytes: &[u8]) -> u16 {

@@ -52,11 +52,9 @@ pub enum Fragment {
     Later,
 }
 
-/// A frame whose headers were found sound.
+/// Where a frame's layers begin, and what about it is neither for rules nor for admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Frame {
-    /// The fields that rules match on.
-    pub key: Key,
+pub struct Layout {
     /// Where the network header begins, in bytes from the frame's start.
     pub l3_offset: u16,
     /// Where the transport header begins; 0 where there is none to look at.
@@ -73,10 +71,9 @@ pub struct Frame {
     pub vlan_tags: u8,
 }
 
-impl Frame {
-    /// A frame that was not looked at.
-    pub const UNKNOWN: Frame = Frame {
-        key: Key([0; crate::rules::key::KEY_WORDS]),
+impl Layout {
+    /// Of a frame that was not looked at.
+    pub const UNKNOWN: Layout = Layout {
         l3_offset: 0,
         l4_offset: 0,
         l3_bytes: 0,
@@ -85,7 +82,34 @@ impl Frame {
         traffic_class: 0,
         vlan_tags: 0,
     };
+}
 
+/// A frame whose headers were found sound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The fields that rules match on.
+    pub key: Key,
+    /// Where its layers begin.
+    pub layout: Layout,
+}
+
+impl std::ops::Deref for Frame {
+    type Target = Layout;
+
+    #[inline(always)]
+    fn deref(&self) -> &Layout {
+        &self.layout
+    }
+}
+
+impl std::ops::DerefMut for Frame {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Layout {
+        &mut self.layout
+    }
+}
+
+impl Frame {
     /// Looks at a frame of `length` bytes whose first bytes are `window`.
     ///
     /// Errors: the first thing that is not sound, in words.
@@ -113,16 +137,8 @@ impl Frame {
         let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, _, _] = head;
         let dst = mac_bits([d0, d1, d2, d3, d4, d5]);
         let src = mac_bits([s0, s1, s2, s3, s4, s5]);
-        let mut frame = Frame {
-            key: Key::ethernet(dst, src, ether_type, vlan),
-            l3_offset: l3 as u16,
-            l4_offset: 0,
-            l3_bytes: 0,
-            network: Network::Other,
-            fragment: Fragment::Whole,
-            traffic_class: 0,
-            vlan_tags: tags as u8,
-        };
+        let layout = Layout { l3_offset: l3 as u16, vlan_tags: tags as u8, ..Layout::UNKNOWN };
+        let mut frame = Frame { key: Key::ethernet(dst, src, ether_type, vlan), layout };
         match ether_type {
             ethertype::IPV4 => frame.parse_ipv4(window, length)?,
             ethertype::IPV6 => frame.parse_ipv6(window, length)?,

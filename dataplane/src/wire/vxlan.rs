@@ -1,7 +1,8 @@
 //! VXLAN (RFC 7348): the header, and the outer headers of one tunnel as a template.
 //!
 //! A [`Template`] holds Ethernet, IPv4 or IPv6, UDP and VXLAN headers ready to be copied in front of a frame; per
-//! packet only the next hop's MAC, lengths, the ECN bits, the UDP source port and the checksums are patched. The IPv4
+//! packet only lengths, the ECN bits, the UDP source port and the checksums are patched (the next hop's MAC, which may
+//! not be known yet, is written last, by whoever sends the packet). The IPv4
 //! header checksum is finished from a sum that was made with the template. Choices where the RFC leaves one:
 //! don't-fragment is set with identification 0 (an atomic datagram, RFC 6864); the UDP checksum is 0 over IPv4 as
 //! RFC 7348 advises, and computed over IPv6, because receivers discard zero there unless told otherwise (RFC 6936).
@@ -14,9 +15,11 @@ pub const UDP_PORT: u16 = 4789;
 /// Bytes of the VXLAN header.
 pub const VXLAN_BYTES: usize = 8;
 /// The I flag: the VNI is valid.
-const FLAG_VNI: u8 = 0x08;
+pub const FLAG_VNI: u8 = 0x08;
 /// The most bytes that a template puts in front of a frame: over IPv6.
 pub const MAX_TEMPLATE_BYTES: usize = ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES + VXLAN_BYTES;
+/// Bytes that a template over IPv4 puts in front of a frame.
+pub const V4_BYTES: usize = ETHERNET_BYTES + IPV4_BYTES + UDP_BYTES + VXLAN_BYTES;
 /// First of the 16,384 dynamic ports (RFC 6335) that RFC 7348 recommends as source ports.
 const FIRST_DYNAMIC_PORT: u16 = 49_152;
 
@@ -40,16 +43,14 @@ pub fn source_port(flow_hash: u32) -> u16 {
 pub struct Template {
     bytes: [u8; MAX_TEMPLATE_BYTES],
     length: u8,
-    /// The sum of the IPv4 header without lengths and ECN, or of the IPv6 pseudo-header and the constant part of UDP
-    /// and VXLAN.
+    /// The sum, folded to 16 bits, of the IPv4 header without lengths and ECN, or of the IPv6 pseudo-header and the
+    /// constant part of UDP and VXLAN.
     sum: u64,
 }
 
 /// What differs from packet to packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Patch {
-    /// MAC of the next hop.
-    pub next_hop: [u8; 6],
     /// Bytes of the inner frame.
     pub inner_bytes: usize,
     /// ECN bits of the inner packet, copied out (RFC 6040, normal mode); 0 for what is not IP.
@@ -98,7 +99,7 @@ impl Template {
             }
             _ => checksum::add(0, &template.bytes[l3..l4]),
         };
-        template.sum = covered;
+        template.sum = u64::from(!checksum::fold(covered));
         Some(template)
     }
 
@@ -146,39 +147,50 @@ impl Template {
         self.len() == MAX_TEMPLATE_BYTES
     }
 
-    /// Writes the headers into `out`, the [`Template::len`] bytes in front of the inner frame. The caller has checked
-    /// that the outer packet fits the MTU, hence 16-bit lengths.
+    /// Writes the headers over IPv4 in front of the inner frame. The caller has checked that the outer packet fits the
+    /// MTU, hence 16-bit lengths.
     #[inline(always)]
-    pub fn write(&self, out: &mut [u8], patch: &Patch) {
+    pub fn write_v4(&self, out: &mut [u8; V4_BYTES], patch: &Patch) {
+        let udp_bytes = (patch.inner_bytes + UDP_BYTES + VXLAN_BYTES) as u16;
+        let total = udp_bytes + IPV4_BYTES as u16;
+        let sum = self.sum + u64::from(total) + u64::from(patch.ecn);
+        let ports = u64::from(source_port(patch.flow_hash).swap_bytes());
+        let checksum = u64::from(checksum::fold_small(sum).swap_bytes());
+        // Eight bytes at a time, each field where it stands in the little-endian word: wide stores, and none read back.
+        let word = |at: usize| le64(&self.bytes, at);
+        put64(out, 0, word(0));
+        put64(out, 6, word(6));
+        put64(out, 14, word(14) | u64::from(patch.ecn) << 8 | u64::from(total.swap_bytes()) << 16);
+        put64(out, 22, word(22) | checksum << 16);
+        put64(out, 30, word(30) | ports << 32);
+        put64(out, 42, word(42));
+        put64(out, 38, word(38) | u64::from(udp_bytes.swap_bytes()));
+    }
+
+    /// As [`Template::write_v4`], over IPv6, where the UDP checksum covers the inner frame.
+    #[inline(always)]
+    pub fn write_v6(&self, out: &mut [u8; MAX_TEMPLATE_BYTES], patch: &Patch) {
         let port = source_port(patch.flow_hash);
         let udp_bytes = (patch.inner_bytes + UDP_BYTES + VXLAN_BYTES) as u16;
-        if self.covers_payload() {
-            let Some(out) = out.first_chunk_mut::<MAX_TEMPLATE_BYTES>() else { return };
-            *out = self.bytes;
-            out[..6].copy_from_slice(&patch.next_hop);
-            out[15] |= patch.ecn << 4;
-            out[18..20].copy_from_slice(&udp_bytes.to_be_bytes());
-            out[54..56].copy_from_slice(&port.to_be_bytes());
-            out[58..60].copy_from_slice(&udp_bytes.to_be_bytes());
-            let sum = self.sum + 2 * u64::from(udp_bytes) + u64::from(port) + patch.inner_sum;
-            out[60..62].copy_from_slice(&checksum::udp_field(sum).to_be_bytes());
-        } else {
-            const BYTES: usize = ETHERNET_BYTES + IPV4_BYTES + UDP_BYTES + VXLAN_BYTES;
-            let (Some(out), Some(bytes)) =
-                (out.first_chunk_mut::<BYTES>(), self.bytes.first_chunk::<BYTES>())
-            else {
-                return;
-            };
-            *out = *bytes;
-            out[..6].copy_from_slice(&patch.next_hop);
-            let total = udp_bytes + IPV4_BYTES as u16;
-            out[15] |= patch.ecn;
-            out[16..18].copy_from_slice(&total.to_be_bytes());
-            let sum = self.sum + u64::from(total) + u64::from(patch.ecn);
-            out[24..26].copy_from_slice(&checksum::fold(sum).to_be_bytes());
-            out[34..36].copy_from_slice(&port.to_be_bytes());
-            out[38..40].copy_from_slice(&udp_bytes.to_be_bytes());
-        }
+        *out = self.bytes;
+        out[15] |= patch.ecn << 4;
+        out[18..20].copy_from_slice(&udp_bytes.to_be_bytes());
+        out[54..56].copy_from_slice(&port.to_be_bytes());
+        out[58..60].copy_from_slice(&udp_bytes.to_be_bytes());
+        let sum = self.sum + 2 * u64::from(udp_bytes) + u64::from(port) + patch.inner_sum;
+        out[60..62].copy_from_slice(&checksum::udp_field(sum).to_be_bytes());
+    }
+}
+
+#[inline(always)]
+fn le64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+    bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
+}
+
+#[inline(always)]
+fn put64<const N: usize>(bytes: &mut [u8; N], at: usize, word: u64) {
+    if let Some(field) = bytes[at..].first_chunk_mut() {
+        *field = word.to_le_bytes();
     }
 }
 
@@ -190,11 +202,19 @@ mod tests {
 
     fn encapsulate(source: IpAddr, remote: IpAddr, inner: &[u8], ecn: u8, flow_hash: u32) -> Vec<u8> {
         let template = Template::new([2, 0, 0, 0, 0, 1], source, remote, 0x00ab_cdef, 64, 46).unwrap();
-        let mut out = vec![0; template.len()];
         let inner_sum = checksum::add(0, inner);
-        let patch =
-            Patch { next_hop: [2, 0, 0, 0, 0, 2], inner_bytes: inner.len(), ecn, flow_hash, inner_sum };
-        template.write(&mut out, &patch);
+        let patch = Patch { inner_bytes: inner.len(), ecn, flow_hash, inner_sum };
+        let (mut v4, mut v6) = ([0; V4_BYTES], [0; MAX_TEMPLATE_BYTES]);
+        let mut out = match source {
+            IpAddr::V4(_) => {
+                template.write_v4(&mut v4, &patch);
+                v4.to_vec()
+            }
+            IpAddr::V6(_) => {
+                template.write_v6(&mut v6, &patch);
+                v6.to_vec()
+            }
+        };
         out.extend(inner);
         out
     }

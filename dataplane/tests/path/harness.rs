@@ -9,6 +9,7 @@ use crate::rules::{Hops, tables};
 use forebay_dataplane::action::PortId;
 use forebay_dataplane::control::notice::{Notice, Trapped, notices};
 use forebay_dataplane::counters::{DropReason, PortTotals, WorkerTally};
+use forebay_dataplane::flows::cache::FlowCache;
 use forebay_dataplane::snapshot::{Neighbours, Snapshot};
 use forebay_dataplane::stages::admit::Admit;
 use forebay_dataplane::stages::classify::Classify;
@@ -30,6 +31,10 @@ pub use crate::host::*;
 
 /// Segments in the worker's pool: more than a ring device and all waiting places hold.
 const POOL_PACKETS: u32 = 4095;
+/// Flows that the worker remembers: few, so that they also get in each other's way.
+const FLOWS: usize = 64;
+/// What flow keys are hashed with.
+const FLOW_SEED: u64 = 1;
 /// Bytes of a buffer.
 const ROOM_BYTES: u16 = 2048;
 /// The MTU towards the worker: attackers do not keep to any.
@@ -255,8 +260,12 @@ impl Lab {
         let publisher = &self.publisher;
         Stages {
             receive: Receive::new(publisher.subscribe("receive"), ledger.clone(), counters),
-            admit: Admit::new(publisher.subscribe("admit"), tell),
-            classify: Classify::new(publisher.subscribe("classify"), ledger.clone()),
+            admit: Admit::new(publisher.subscribe("admit"), tell, FLOW_SEED),
+            classify: Classify::new(
+                publisher.subscribe("classify"),
+                ledger.clone(),
+                FlowCache::new(FLOWS).unwrap(),
+            ),
             transform: Transform::new(publisher.subscribe("transform")),
             exit: Exit {
                 dispatch: self.dispatch(&ledger, handoffs),

@@ -7,8 +7,8 @@ use crate::frames::*;
 use crate::harness::*;
 use forebay_dataplane::action::PortId;
 use forebay_dataplane::counters::DropReason;
-use forebay_dataplane::stages::parcel::{Meta, Parcel};
-use forebay_pipeline::{Batch, Stage};
+use forebay_dataplane::stages::parcel::{Meta, Parcel, Parcels};
+use forebay_pipeline::Stage;
 
 /// Valid frames of every kind, and the port whose device receives them.
 fn corpus() -> Vec<(PortId, Vec<u8>)> {
@@ -200,8 +200,8 @@ fn shorter_than_a_header() {
         for length in 0..14 {
             let packet = lab.pool.allocate_with(&frame[..length]).unwrap();
             ledger.received(port, 1, length as u64);
-            let mut batch = Batch::new();
-            batch.push(Parcel { packet, meta: Meta::received(port) });
+            let mut batch = Parcels::new();
+            assert!(batch.push(Parcel { packet, meta: Meta::received(port) }).is_ok());
             admit.process(&mut batch);
             classify.process(&mut batch);
             transform.process(&mut batch);

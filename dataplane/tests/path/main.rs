@@ -7,6 +7,7 @@
 
 mod conservation;
 mod egress;
+mod flows;
 mod frames;
 mod harness;
 mod host;

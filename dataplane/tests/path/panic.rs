@@ -7,12 +7,12 @@ use forebay_dataplane::stages::admit::Admit;
 use forebay_dataplane::stages::classify::Classify;
 use forebay_dataplane::stages::dispatch::Way;
 use forebay_dataplane::stages::ledger::Ledger;
-use forebay_dataplane::stages::parcel::Parcel;
+use forebay_dataplane::stages::parcel::Parcels;
 use forebay_dataplane::stages::receive::Receive;
 use forebay_dataplane::stages::transform::Transform;
 use forebay_dataplane::task::Exit;
 use forebay_pipeline::worker::{Round, Task, Worker, WorkerEvent, WorkerOptions};
-use forebay_pipeline::{Batch, Chain, IdlePolicy, Stage};
+use forebay_pipeline::{Chain, IdlePolicy, Stage};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
@@ -22,12 +22,12 @@ const FUSE: u8 = 0x42;
 /// A stage that does not survive certain frames.
 struct Bomb;
 
-impl Stage<Parcel> for Bomb {
+impl Stage<Parcels> for Bomb {
     const NAME: &'static str = "bomb";
 
-    fn process(&mut self, batch: &mut Batch<Parcel>) {
-        for parcel in batch.iter() {
-            assert_ne!(parcel.packet.data().last(), Some(&FUSE), "the fuse burns");
+    fn process(&mut self, batch: &mut Parcels) {
+        for (packet, _) in batch.iter() {
+            assert_ne!(packet.data().last(), Some(&FUSE), "the fuse burns");
         }
     }
 }
@@ -38,7 +38,7 @@ struct Fragile {
     chain: Chain<(Admit, Bomb, Classify, Transform)>,
     exit: Exit,
     ledger: Ledger,
-    batch: Batch<Parcel>,
+    batch: Parcels,
 }
 
 impl Task for Fragile {
@@ -79,7 +79,7 @@ fn fragile() -> (Lab, Fragile) {
             chain: Chain::new((admit, Bomb, classify, transform)),
             exit,
             ledger,
-            batch: Batch::new(),
+            batch: Parcels::new(),
         },
     )
 }

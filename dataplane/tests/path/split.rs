@@ -43,7 +43,8 @@ fn back(
         batch: Box::new(Batch::new()),
     };
     let chain = Chain::new((Transform::new(lab.publisher.subscribe("back")),));
-    let part = Part::Back(Box::new(Back { chain, exit, fronts: vec![front], ledger }));
+    let part =
+        Part::Back(Box::new(Back { chain, exit, fronts: vec![front], incoming: Box::default(), ledger }));
     (PacketTask::new(lab.eal, part, commands), tally)
 }
 
@@ -55,7 +56,13 @@ impl Split {
         let (to_second, from_front_too) = ring("front-second", RING_PACKETS);
         let (over, into_first) = ring("second-first", RING_PACKETS);
         let chain = Chain::new((admit, classify));
-        let part = Part::Front(Box::new(Front { receive, chain, backs: vec![to_first, to_second], ledger }));
+        let part = Part::Front(Box::new(Front {
+            receive,
+            chain,
+            backs: vec![to_first, to_second],
+            outgoing: vec![Box::default(), Box::default()],
+            ledger,
+        }));
         let mut orders = Vec::new();
         let mut orders_of = |batch: &mut Batch<Command>| {
             let (mut order, obeyed) = ring("commands", 64);

@@ -42,6 +42,7 @@ cores  = "1-3"
 layout = "fused"
 idle   = "last-packet"
 max_added_latency_us = 50
+flow_cache_entries = 65536
 "#;
 
 fn read(text: &str) -> Result<Config, Problems> {
@@ -75,6 +76,7 @@ fn the_example_is_read() {
         layout: Layout::Fused,
         idle: Idle::LastPacket,
         max_added_latency_us: 50,
+        flow_cache_entries: 65_536,
     };
     assert_eq!(config.workers, workers);
     let uplink = Uplink {
@@ -117,6 +119,7 @@ fn an_empty_file_is_all_defaults() {
     assert_eq!(config.workers.cores, [1, 2, 3]);
     assert_eq!((config.workers.layout, config.workers.idle), (Layout::Fused, Idle::LastPacket));
     assert_eq!(config.workers.max_added_latency_us, 50);
+    assert_eq!(config.workers.flow_cache_entries, 262_144);
 }
 
 /// Every example of the documentation is a file that this module takes.
@@ -239,6 +242,10 @@ fn values_of_tables_are_checked() {
         (
             "[workers]\nmax_added_latency_us = 0",
             "line 2: workers: max_added_latency_us = 0: too small (write 1 to 10000 µs)",
+        ),
+        (
+            "[workers]\nflow_cache_entries = 63",
+            "line 2: workers: flow_cache_entries = 63: too small (write 64 to 16777216 flows)",
         ),
         (
             "[workers]\nmax_added_latency_us = 10001",

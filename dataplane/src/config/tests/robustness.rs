@@ -24,6 +24,7 @@ fn line() -> impl Strategy<Value = String> {
         "layout",
         "idle",
         "max_added_latency_us",
+        "flow_cache_entries",
         "socket",
         "metrics",
         "state",

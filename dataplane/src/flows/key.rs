@@ -1,0 +1,513 @@
+//! The exact-match key of a packet's flow, taken from its bytes by a few wide loads.
+//!
+//! A key stands for everything that the checks of admission and the rules look at, so that packets with equal keys share
+//! one decision: MACs, EtherType, addresses, protocol, ports, DSCP, and where the packet came from (the port, or the
+//! tunnel and its ends). What differs between packets of a flow (lengths, checksums, ECN) is not in it and is checked here,
+//! packet by packet, as strictly as [`Frame::parse`](crate::wire::frame::Frame::parse) does: a property test holds the two together.
+//!
+//! Only the plain shapes have keys: IPv4 without options or IPv6 without extension headers, untagged, unfragmented, with
+//! TCP, UDP, or a protocol whose payload nobody looks at. All else takes the way of the rule tables.
+//!
+//! | word | egress, and the inner packet of ingress |
+//! |---|---|
+//! | 0, 1 | MACs, EtherType, IP version, DSCP, as they stand in the packet |
+//! | 2 to 5 | IPv4: protocol, addresses, ports; IPv6: the addresses |
+//! | 6 | IPv6: ports, next header |
+//! | 7 | where from: [`Scope`] |
+//! | 8, 9 | ingress: the outer source |
+
+use crate::wire::frame::{Fragment, Layout, Network};
+use crate::wire::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, protocol};
+
+/// Words of a key.
+pub const FLOW_WORDS: usize = 10;
+
+/// A flow's key, with its hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowKey {
+    /// The fields.
+    pub words: [u64; FLOW_WORDS],
+    /// Their hash.
+    pub hash: u64,
+    /// Where the flow cache may have it: scratch space of the lookup.
+    pub candidate: u32,
+    /// Slot of the rule's counters: scratch space of the lookup.
+    pub slot: u32,
+}
+
+impl FlowKey {
+    /// A key that no packet has.
+    pub const NONE: FlowKey = FlowKey { words: [0; FLOW_WORDS], hash: 0, candidate: 0, slot: 0 };
+
+    /// Whether these are the key's words. All are compared, without a branch for each.
+    #[inline(always)]
+    pub fn is(&self, words: &[u64; FLOW_WORDS]) -> bool {
+        let [a0, a1, a2, a3, a4, a5, a6, a7, a8, a9] = self.words;
+        let [b0, b1, b2, b3, b4, b5, b6, b7, b8, b9] = *words;
+        let low = (a0 ^ b0) | (a1 ^ b1) | (a2 ^ b2) | (a3 ^ b3) | (a4 ^ b4);
+        let high = (a5 ^ b5) | (a6 ^ b6) | (a7 ^ b7) | (a8 ^ b8) | (a9 ^ b9);
+        low | high == 0
+    }
+}
+
+/// Where a packet came from: word 7, and words 8 and 9.
+#[derive(Clone, Copy, Debug)]
+pub struct Scope {
+    word: u64,
+    source: [u64; 2],
+}
+
+/// Bit of word 7: ingress.
+const INGRESS: u64 = 1 << 63;
+/// Bit of word 7: the outer packet is IPv6.
+const OUTER_IPV6: u64 = 1 << 62;
+
+impl Scope {
+    /// A tenant's port.
+    #[inline(always)]
+    pub fn egress(port: u16) -> Scope {
+        Scope { word: u64::from(port), source: [0; 2] }
+    }
+
+    /// A VXLAN of an uplink: `local` tells which of its addresses the outer packet was sent to.
+    #[inline(always)]
+    pub fn vxlan_v4(uplink: u16, vni: u32, local: u16, source: u32) -> Scope {
+        Scope { word: INGRESS | scope_bits(uplink, vni, local), source: [u64::from(source), 0] }
+    }
+
+    /// As [`Scope::vxlan_v4`], over IPv6; `source` is the outer source as it stands in the packet, in two words.
+    #[inline(always)]
+    pub fn vxlan_v6(uplink: u16, vni: u32, local: u16, source: [u64; 2]) -> Scope {
+        Scope { word: INGRESS | OUTER_IPV6 | scope_bits(uplink, vni, local), source }
+    }
+}
+
+#[inline(always)]
+fn scope_bits(uplink: u16, vni: u32, local: u16) -> u64 {
+    u64::from(uplink) | u64::from(vni & 0x00ff_ffff) << 16 | u64::from(local) << 40
+}
+
+/// What a flow key and its packet say beside the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// The fields of the key, but for where the packet came from.
+    words: [u64; 7],
+    /// Where the layers begin, and what differs from packet to packet.
+    pub layout: Layout,
+}
+
+/// How a protocol's header is checked: not at all where it is never looked at, and never here where it is special.
+const SPECIAL: u8 = 0;
+const OPAQUE: u8 = 1;
+const IS_TCP: u8 = 2;
+const IS_UDP: u8 = 3;
+const PROTOCOLS: [u8; 256] = {
+    let mut table = [OPAQUE; 256];
+    table[protocol::TCP as usize] = IS_TCP;
+    table[protocol::UDP as usize] = IS_UDP;
+    let special = [
+        protocol::ICMP,
+        protocol::IGMP,
+        protocol::DCCP,
+        protocol::ICMPV6,
+        protocol::SCTP,
+        protocol::UDP_LITE,
+        protocol::HOP_BY_HOP,
+        protocol::ROUTING,
+        protocol::FRAGMENT,
+        protocol::AH,
+        protocol::DESTINATION_OPTIONS,
+    ];
+    let mut at = 0;
+    while at < special.len() {
+        table[special[at] as usize] = SPECIAL;
+        at += 1;
+    }
+    table
+};
+
+/// Bytes that a frame must have to be looked at here: Ethernet, IPv4 and UDP headers.
+const LEAST_V4_BYTES: usize = ETHERNET_BYTES + IPV4_BYTES + UDP_BYTES;
+/// The same with IPv6.
+const LEAST_V6_BYTES: usize = ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES;
+
+/// In word 1: EtherType and the byte behind it, which is version and header length in IPv4.
+const TYPE_AND_VERSION: u64 = 0x00ff_ffff_0000_0000;
+const IPV4_PLAIN: u64 = 0x0045_0008_0000_0000;
+/// In word 1: EtherType and the IP version.
+const TYPE_AND_V6: u64 = 0x00f0_ffff_0000_0000;
+const IPV6_PLAIN: u64 = 0x0060_dd86_0000_0000;
+/// Word 1 without the ECN bits of IPv4.
+const NOT_ECN_V4: u64 = 0xfcff_ffff_ffff_ffff;
+/// Word 1 without the ECN bits and flow label of IPv6.
+const NOT_ECN_V6: u64 = 0xc0ff_ffff_ffff_ffff;
+/// Of the eight bytes from the TTL on: protocol and source, not TTL and checksum.
+const PROTO_AND_SOURCE: u64 = 0xffff_ffff_0000_ff00;
+
+#[inline(always)]
+fn le64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+    bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
+}
+
+#[inline(always)]
+fn le32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[inline(always)]
+fn b16<const N: usize>(bytes: &[u8; N], at: usize) -> usize {
+    usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]))
+}
+
+/// Whether the checksum of an IPv4 header without options is right: the sum of its words is a multiple of 0xffff, which
+/// is odd, so that one product with its inverse tells (H. Warren, "Hacker's Delight", section 10-17).
+#[inline(always)]
+pub fn ipv4_checksum_is_right<const N: usize>(bytes: &[u8; N], at: usize) -> bool {
+    /// 0xffff times this is 1 modulo 2^64.
+    const INVERSE: u64 = 0xfffe_fffe_fffe_ffff;
+    const _: () = assert!(INVERSE.wrapping_mul(0xffff) == 1);
+    let (a, b) = (le64(bytes, at), le64(bytes, at + 8));
+    let low = |word: u64| word & 0xffff_ffff;
+    let sum = low(a) + (a >> 32) + low(b) + (b >> 32) + u64::from(le32(bytes, at + 16));
+    sum.wrapping_mul(INVERSE) <= u64::MAX / 0xffff
+}
+
+impl Shape {
+    /// Looks at a frame of `length` bytes, of which the first are contiguous in `bytes`. `None` where its shape is not plain,
+    /// or where something about it is not sound: the full parse tells which.
+    #[inline(always)]
+    pub fn of(bytes: &[u8], length: usize) -> Option<Shape> {
+        let head = bytes.first_chunk::<LEAST_V4_BYTES>()?;
+        let (w0, w1) = (le64(head, 0), le64(head, 8));
+        if w1 & TYPE_AND_VERSION == IPV4_PLAIN {
+            Shape::of_ipv4(bytes, head, [w0, w1], length)
+        } else if w1 & TYPE_AND_V6 == IPV6_PLAIN {
+            Shape::of_ipv6(bytes, [w0, w1], length)
+        } else {
+            None
+        }
+    }
+
+    /// As [`Shape::of`], for IPv4 only.
+    #[inline(always)]
+    pub fn of_v4(bytes: &[u8], length: usize) -> Option<Shape> {
+        let head = bytes.first_chunk::<LEAST_V4_BYTES>()?;
+        let (w0, w1) = (le64(head, 0), le64(head, 8));
+        if w1 & TYPE_AND_VERSION != IPV4_PLAIN {
+            return None;
+        }
+        Shape::of_ipv4(bytes, head, [w0, w1], length)
+    }
+
+    #[inline(always)]
+    fn of_ipv4(
+        bytes: &[u8],
+        head: &[u8; LEAST_V4_BYTES],
+        [w0, w1]: [u64; 2],
+        length: usize,
+    ) -> Option<Shape> {
+        let total = b16(head, 16);
+        // Not a fragment: neither "more fragments" nor an offset. DF and the reserved bit do not matter.
+        let whole = le32(head, 20) & 0xff3f == 0;
+        let fits = total >= IPV4_BYTES && ETHERNET_BYTES + total <= length;
+        if !(whole && fits && ipv4_checksum_is_right(head, ETHERNET_BYTES)) {
+            return None;
+        }
+        let l4 = ETHERNET_BYTES + IPV4_BYTES;
+        let (l4_offset, ports) = transport(bytes, head[23], l4, b16(head, 38), total - IPV4_BYTES)?;
+        let words = [
+            w0,
+            w1 & NOT_ECN_V4,
+            le64(head, 22) & PROTO_AND_SOURCE,
+            le64(head, 30) & (u64::from(ports) << 32 | 0xffff_ffff),
+            0,
+            0,
+            0,
+        ];
+        Some(Shape { words, layout: layout(Network::Ipv4, l4_offset, total, head[15]) })
+    }
+
+    #[inline(always)]
+    fn of_ipv6(bytes: &[u8], [w0, w1]: [u64; 2], length: usize) -> Option<Shape> {
+        let head = bytes.first_chunk::<LEAST_V6_BYTES>()?;
+        let payload = b16(head, 18);
+        let l4 = ETHERNET_BYTES + IPV6_BYTES;
+        if l4 + payload > length {
+            return None;
+        }
+        let (l4_offset, ports) = transport(bytes, head[20], l4, b16(head, 58), payload)?;
+        let words = [
+            w0,
+            w1 & NOT_ECN_V6,
+            le64(head, 22),
+            le64(head, 30),
+            le64(head, 38),
+            le64(head, 46),
+            u64::from(le32(head, 54) & ports) | u64::from(head[20]) << 32,
+        ];
+        let class = head[14] << 4 | head[15] >> 4;
+        Some(Shape { words, layout: layout(Network::Ipv6, l4_offset, IPV6_BYTES + payload, class) })
+    }
+
+    /// The destination is a group, not one station.
+    #[inline(always)]
+    pub fn is_to_a_group(&self) -> bool {
+        self.words[0] & 1 != 0
+    }
+
+    /// The source is a group, which no station is.
+    #[inline(always)]
+    pub fn is_from_a_group(&self) -> bool {
+        self.words[0] >> 48 & 1 != 0
+    }
+
+    /// The destination MAC is this one.
+    #[inline(always)]
+    pub fn is_to(&self, mac: [u8; 6]) -> bool {
+        let [a, b, c, d, e, f] = mac;
+        self.words[0] << 16 == u64::from_le_bytes([0, 0, a, b, c, d, e, f])
+    }
+
+    /// It carries UDP, whose header is whole.
+    #[inline(always)]
+    pub fn is_udp(&self) -> bool {
+        let protocol = match self.layout.network {
+            Network::Ipv4 => self.words[2] >> 8,
+            _ => self.words[6] >> 32,
+        };
+        protocol as u8 == protocol::UDP
+    }
+
+    /// Source and destination of an IPv4 packet.
+    #[inline(always)]
+    pub fn ipv4_ends(&self) -> (u32, u32) {
+        (((self.words[2] >> 32) as u32).swap_bytes(), (self.words[3] as u32).swap_bytes())
+    }
+
+    /// Source of an IPv6 packet as it stands in the packet, and its destination.
+    #[inline(always)]
+    pub fn ipv6_ends(&self) -> ([u64; 2], u128) {
+        let [_, _, s0, s1, d0, d1, _] = self.words;
+        ([s0, s1], u128::from(d0.swap_bytes()) << 64 | u128::from(d1.swap_bytes()))
+    }
+
+    /// The sum of both addresses, as in a pseudo-header.
+    #[inline(always)]
+    pub fn address_sum(&self) -> u64 {
+        let halves = |word: u64| {
+            let word = word.swap_bytes();
+            (word >> 32) + (word & 0xffff_ffff)
+        };
+        match self.layout.network {
+            Network::Ipv4 => {
+                let (source, destination) = self.ipv4_ends();
+                u64::from(source) + u64::from(destination)
+            }
+            _ => {
+                let [_, _, a, b, c, d, _] = self.words;
+                halves(a) + halves(b) + halves(c) + halves(d)
+            }
+        }
+    }
+
+    /// Writes the key of the frame that came from `scope`, hashed with `seed`.
+    #[inline(always)]
+    pub fn write_key(&self, scope: Scope, seed: u64, key: &mut FlowKey) {
+        let [w0, w1, w2, w3, w4, w5, w6] = self.words;
+        let [w8, w9] = scope.source;
+        let w7 = scope.word;
+        let mut hash = fold(w0 ^ seed, w1 ^ w7.rotate_left(24)) ^ fold(w2 ^ w8.rotate_left(16), w3 ^ seed);
+        if self.layout.network == Network::Ipv6 {
+            hash ^= fold(w4 ^ seed, w5 ^ w6.rotate_left(8));
+        }
+        if w9 != 0 {
+            // The tail of an outer IPv6 source; its head, word 8, is the network's.
+            hash = fold(hash, w9 ^ seed);
+        }
+        key.words = [w0, w1, w2, w3, w4, w5, w6, w7, w8, w9];
+        key.hash = hash;
+    }
+}
+
+/// Both halves of a product in one word. A factor that is zero hides the other one: the callers mix a secret into each.
+#[inline(always)]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    (product >> 64) as u64 ^ product as u64
+}
+
+/// Checks the transport header as far as anyone looks at it. Returns its offset (0 where nobody does) and the mask of
+/// the ports in a key.
+#[inline(always)]
+fn transport(
+    bytes: &[u8],
+    protocol: u8,
+    l4: usize,
+    udp_bytes: usize,
+    payload: usize,
+) -> Option<(usize, u32)> {
+    match PROTOCOLS[usize::from(protocol)] {
+        IS_UDP => {
+            (payload >= UDP_BYTES && (UDP_BYTES..=payload).contains(&udp_bytes)).then_some((l4, u32::MAX))
+        }
+        IS_TCP => {
+            let header = bytes.get(l4..l4 + TCP_BYTES)?;
+            let header_bytes = usize::from(header[12] >> 4) * 4;
+            (header_bytes >= TCP_BYTES && header_bytes <= payload).then_some((l4, u32::MAX))
+        }
+        OPAQUE => Some((0, 0)),
+        _ => None,
+    }
+}
+
+/// Bytes of a TCP header without options.
+const TCP_BYTES: usize = 20;
+
+#[inline(always)]
+fn layout(network: Network, l4_offset: usize, l3_bytes: usize, traffic_class: u8) -> Layout {
+    Layout {
+        l3_offset: ETHERNET_BYTES as u16,
+        l4_offset: l4_offset as u16,
+        l3_bytes: l3_bytes as u32,
+        network,
+        fragment: Fragment::Whole,
+        traffic_class,
+        vlan_tags: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::checksum;
+    use crate::wire::frame::{Frame, WINDOW_BYTES};
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    const MACS: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+
+    /// A frame of each plain shape, and of some that are not.
+    fn frame(kind: u8, payload: usize) -> Vec<u8> {
+        let (mut out, payload) = (Vec::new(), vec![7; payload]);
+        let start = || PacketBuilder::ethernet2(MACS.0, MACS.1);
+        let v4 = || start().ipv4([10, 1, 0, 1], [10, 1, 0, 2], 64);
+        let v6 = || start().ipv6([1; 16], [2; 16], 64);
+        let done = match kind {
+            0 => v4().udp(1000, 2000).write(&mut out, &payload),
+            1 => v4().tcp(1000, 2000, 1, 500).write(&mut out, &payload),
+            2 => v6().udp(1000, 2000).write(&mut out, &payload),
+            3 => v6().tcp(1000, 2000, 1, 500).write(&mut out, &payload),
+            4 => v4().icmpv4_echo_request(1, 2).write(&mut out, &payload),
+            _ => start()
+                .single_vlan(5.try_into().unwrap())
+                .ipv4([1; 4], [2; 4], 9)
+                .udp(1, 2)
+                .write(&mut out, &payload),
+        };
+        done.unwrap();
+        out
+    }
+
+    /// Makes the IPv4 checksum right, so that more than the checksum is put to the test.
+    fn repaired(mut bytes: Vec<u8>) -> Vec<u8> {
+        if bytes.len() >= 34 && bytes[12..15] == [8, 0, 0x45] {
+            bytes[24..26].fill(0);
+            let field = checksum::of(&bytes[14..34]);
+            bytes[24..26].copy_from_slice(&field.to_be_bytes());
+        }
+        bytes
+    }
+
+    fn shape(bytes: &[u8]) -> Option<Shape> {
+        Shape::of(bytes, bytes.len())
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Frame> {
+        Frame::parse(&bytes[..bytes.len().min(WINDOW_BYTES)], bytes.len()).ok()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        #[test]
+        fn a_shape_says_what_the_full_parse_says(
+            kind in 0u8..6,
+            payload in 0usize..80,
+            changes in proptest::collection::vec((0usize..80, any::<u8>()), 0..4),
+            cut in 0usize..20,
+            repair: bool,
+        ) {
+            let mut bytes = frame(kind, payload);
+            for (at, value) in changes {
+                let length = bytes.len();
+                bytes[at % length] = value;
+            }
+            bytes.truncate(bytes.len() - cut.min(bytes.len()));
+            let bytes = if repair { repaired(bytes) } else { bytes };
+            if let Some(shape) = shape(&bytes) {
+                let frame = parse(&bytes);
+                prop_assert_eq!(frame.map(|frame| frame.layout), Some(shape.layout), "{:02x?}", bytes);
+            }
+        }
+
+        #[test]
+        fn equal_keys_mean_equal_fields(
+            kind in 0u8..4,
+            changes in proptest::collection::vec((0usize..74, 0u32..8), 1..3),
+        ) {
+            let (one, mut other) = (frame(kind, 40), frame(kind, 40));
+            for (at, bit) in changes {
+                let length = other.len();
+                other[at % length] ^= 1 << bit;
+            }
+            let other = repaired(other);
+            if let (Some(a), Some(b)) = (shape(&one), shape(&other)) {
+                let fields = (parse(&one).unwrap().key, parse(&other).unwrap().key);
+                prop_assert_eq!(a.words == b.words, fields.0 == fields.1, "{:02x?}", other);
+            }
+        }
+
+        #[test]
+        fn the_checksum_is_checked_as_the_sum_is(header: [u8; 20]) {
+            prop_assume!(header != [0; 20]);
+            prop_assert_eq!(ipv4_checksum_is_right(&header, 0), checksum::of(&header) == 0);
+            let mut right = header;
+            right[10..12].fill(0);
+            let field = checksum::of(&right);
+            right[10..12].copy_from_slice(&field.to_be_bytes());
+            prop_assert!(ipv4_checksum_is_right(&right, 0));
+        }
+    }
+
+    #[test]
+    fn plain_shapes_have_keys_and_others_do_not() {
+        let found: Vec<bool> = (0..6).map(|kind| shape(&frame(kind, 20)).is_some()).collect();
+        assert_eq!(found, [true, true, true, true, false, false]);
+    }
+
+    #[test]
+    fn scopes_do_not_meet() {
+        let shape = shape(&frame(0, 20)).unwrap();
+        let scopes = [
+            Scope::egress(1),
+            Scope::egress(2),
+            Scope::vxlan_v4(1, 0, 0, 0),
+            Scope::vxlan_v4(1, 1, 0, 0),
+            Scope::vxlan_v4(1, 0, 1, 0),
+            Scope::vxlan_v4(1, 0, 0, 1),
+            Scope::vxlan_v4(0, 1 << 16, 0, 0),
+            Scope::vxlan_v6(1, 0, 0, [0, 0]),
+            Scope::vxlan_v6(1, 0, 0, [1, 0]),
+            Scope::vxlan_v6(1, 0, 0, [0, 1]),
+        ];
+        let mut keys = std::collections::HashSet::new();
+        let mut hashes = std::collections::HashSet::new();
+        for scope in scopes {
+            let mut key = FlowKey::NONE;
+            shape.write_key(scope, 0x1234_5678_9abc_def1, &mut key);
+            keys.insert(key.words);
+            hashes.insert(key.hash);
+        }
+        assert_eq!((keys.len(), hashes.len()), (scopes.len(), scopes.len()));
+    }
+}
