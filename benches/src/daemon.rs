@@ -91,10 +91,8 @@ impl Daemon {
     async fn load(&mut self, scenario: &Scenario) -> Result<(), BenchError> {
         let rules: Vec<v1::Rule> = scenario.rules().collect();
         let count = rules.len() as u64;
-        let messages: Vec<_> = rules
-            .chunks(MESSAGE_RULES)
-            .map(|rules| v1::LoadRulesRequest { rules: rules.to_vec(), dry_run: false })
-            .collect();
+        let messages: Vec<_> =
+            rules.chunks(MESSAGE_RULES).map(|rules| v1::LoadRulesRequest::new(rules, false)).collect();
         let mut client = self.client.rules.clone();
         let call = client.load(tokio_stream::iter(messages));
         let loaded = self.answer("load the rules", RULES_PATIENCE, call).await?.into_inner();

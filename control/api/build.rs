@@ -17,7 +17,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile([PROTO], ["proto"])?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set (cargo sets it)")?);
     fs::write(out.join("forebay.v1.descriptors"), descriptors.encode_to_vec())?;
-    // Drop reasons in a sorted map: every reader shows them in one order.
-    tonic_prost_build::configure().btree_map(".forebay.v1").compile_fds(descriptors)?;
+    // Drop reasons in a sorted map: every reader shows them in one order. Requests that carry rules by the million leave
+    // them encoded.
+    tonic_prost_build::configure()
+        .btree_map(".forebay.v1")
+        .extern_path(".forebay.v1.LoadRulesRequest", "crate::request::LoadRulesRequest")
+        .extern_path(".forebay.v1.ChangeRequest", "crate::request::ChangeRequest")
+        .compile_fds(descriptors)?;
     Ok(())
 }

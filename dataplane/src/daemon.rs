@@ -1,6 +1,7 @@
 //! `forebay run` and `forebay check`: from the config file to a host that passes traffic, and back down on a signal.
 
 use crate::config::{self, Config, Problems};
+use crate::control::committer::Committer;
 use crate::control::host::{Host, HostError};
 use crate::control::metrics;
 use crate::control::server::Service;
@@ -20,6 +21,10 @@ use tonic::transport::Server;
 const EXIT_WRONG: u8 = 2;
 /// The control socket: owner and group may use it.
 const SOCKET_MODE: u32 = 0o660;
+/// What a client may send before it must wait for us: a few milliseconds' worth of a load over a Unix socket.
+const WINDOW_BYTES: u32 = 4 << 20;
+/// The longest HTTP/2 frame that we take: the default of 16 KiB costs 60 frames a message of a load.
+const FRAME_BYTES: u32 = 1 << 20;
 /// How long open calls may take to end when the host stops.
 const CALLS_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -108,7 +113,8 @@ fn serve(config: &Config) -> Result<(), DaemonError> {
         let metrics = bind_metrics(config).await?;
         let (host, ends) = tokio::task::block_in_place(|| Host::start(config))?;
         let steward = Steward::start(host.clone(), ends).map_err(system("steward thread"))?;
-        let service = Service::new(host.clone(), &config.workers, steward.trapped());
+        let committer = Committer::start(host.clone()).map_err(system("committer thread"))?;
+        let service = Service::new(host.clone(), committer, &config.workers, steward.trapped());
         if let Some(listener) = metrics {
             tokio::spawn(metrics::serve(listener, host.clone()));
         }
@@ -159,6 +165,9 @@ async fn serve_control(
     };
     // The end of a load commits it, so a call that is broken off must not look like one that ended.
     let server = Server::builder()
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES)
         .layer(forebay_api::server::whole_requests())
         .add_service(v1::ports_server::PortsServer::new(service.clone()))
         .add_service(

@@ -19,15 +19,15 @@ pub const MAX_PORTS: usize = 8192;
 /// DPDK devices of a host: `RTE_MAX_ETHPORTS` of Debian's build.
 pub const MAX_DEVICES: usize = 32;
 
-/// One picture of ports, rules and tunnels.
-#[derive(Default)]
+/// One picture of ports, rules and tunnels. A copy shares its parts.
+#[derive(Clone, Default)]
 pub struct Snapshot {
     /// By port number.
     pub ports: Vec<Option<Arc<PortEntry>>>,
     /// By DPDK device number: who its packets belong to.
     pub devices: [DeviceEntry; MAX_DEVICES],
     /// By tunnel slot.
-    pub tunnels: Arc<Vec<Option<Arc<Tunnel>>>>,
+    pub tunnels: TunnelTable,
     /// The rules of the uplinks.
     pub ingress: Arc<Table<INGRESS_WORDS>>,
     /// The tunnels ([`crate::rules::pattern::opaque_bits`]) that some ingress rule names.
@@ -47,7 +47,7 @@ impl Snapshot {
     /// The tunnel that a rule refers to, unless its slot belongs to another one by now.
     #[inline(always)]
     pub fn tunnel(&self, tunnel: TunnelRef) -> Option<&Tunnel> {
-        let entry = self.tunnels.get(tunnel.slot as usize)?.as_deref()?;
+        let entry = self.tunnels.get(tunnel.slot)?;
         (entry.generation == tunnel.generation).then_some(entry)
     }
 }
@@ -62,6 +62,7 @@ pub struct DeviceEntry {
 }
 
 /// A port as the packet path sees it.
+#[derive(Clone)]
 pub struct PortEntry {
     /// Its number.
     pub id: PortId,
@@ -90,6 +91,7 @@ impl PortEntry {
 }
 
 /// What is special about a kind of port.
+#[derive(Clone)]
 pub enum PortRole {
     /// A tenant's.
     Vf(VfEntry),
@@ -98,6 +100,7 @@ pub enum PortRole {
 }
 
 /// A tenant's port.
+#[derive(Clone)]
 pub struct VfEntry {
     /// The addresses that the tenant may use.
     pub sources: Sources,
@@ -113,6 +116,7 @@ pub struct VfEntry {
 }
 
 /// An uplink.
+#[derive(Clone)]
 pub struct UplinkEntry {
     /// Every address that the uplink answers for: its own, and the `local` ones of the ingress rules. Sorted.
     pub locals: Vec<IpAddr>,
@@ -193,6 +197,7 @@ impl Sources {
 }
 
 /// A tunnel: outer headers, and where they are sent.
+#[derive(Clone)]
 pub struct Tunnel {
     /// Tells this tunnel from earlier ones in the same slot.
     pub generation: u32,
@@ -202,6 +207,46 @@ pub struct Tunnel {
     pub uplink: PortId,
     /// The next hop's slot in the [`Neighbours`].
     pub next_hop: u32,
+}
+
+/// Tunnels that stand together: a change copies some 20 KiB, and 65,536 tunnels are 512 pointers.
+const TUNNELS_PER_CHUNK: usize = 128;
+
+type TunnelChunk = [Option<Tunnel>; TUNNELS_PER_CHUNK];
+
+/// The tunnels by slot. A copy shares everything; a change of one then copies the chunks that it touches, once.
+#[derive(Clone, Default)]
+pub struct TunnelTable {
+    chunks: Arc<Vec<Arc<TunnelChunk>>>,
+}
+
+impl TunnelTable {
+    /// The tunnel of a slot.
+    #[inline(always)]
+    pub fn get(&self, slot: u32) -> Option<&Tunnel> {
+        let chunk = self.chunks.get(slot as usize / TUNNELS_PER_CHUNK)?;
+        chunk.get(slot as usize % TUNNELS_PER_CHUNK)?.as_ref()
+    }
+
+    /// Sets or clears a slot; the table grows as needed.
+    pub fn set(&mut self, slot: u32, tunnel: Option<Tunnel>) {
+        let (chunk, place) = (slot as usize / TUNNELS_PER_CHUNK, slot as usize % TUNNELS_PER_CHUNK);
+        let chunks = Arc::make_mut(&mut self.chunks);
+        while chunks.len() <= chunk {
+            chunks.push(Arc::new([const { None }; TUNNELS_PER_CHUNK]));
+        }
+        Arc::make_mut(&mut chunks[chunk])[place] = tunnel;
+    }
+}
+
+impl FromIterator<Option<Tunnel>> for TunnelTable {
+    fn from_iter<I: IntoIterator<Item = Option<Tunnel>>>(tunnels: I) -> TunnelTable {
+        let mut table = TunnelTable::default();
+        for (slot, tunnel) in tunnels.into_iter().enumerate() {
+            table.set(slot as u32, tunnel);
+        }
+        table
+    }
 }
 
 /// The MACs of the underlay's next hops, by slot. Slots are given out by the control side, which also writes the MACs;

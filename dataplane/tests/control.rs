@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use forebay_api::{client, v1};
+use forebay_api::{change, client, v1};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -20,7 +20,6 @@ struct Daemon {
 impl Daemon {
     fn start() -> Daemon {
         let directory = tempfile::tempdir().unwrap();
-        let config = directory.path().join("host.toml");
         let [state, socket] = ["state", "s.sock"].map(|name| directory.path().join(name));
         let text = format!(
             "[host]\nname = \"t\"\nstate = {state:?}\n[control]\nsocket = {socket:?}\n\
@@ -28,22 +27,35 @@ impl Daemon {
              [[port]]\nname = \"up\"\nkind = \"uplink\"\ndevice = \"null:\"\nipv4 = \"192.0.2.1/24\"\n\
              [[port]]\nname = \"vm1\"\nkind = \"vf\"\ndevice = \"null:\"\nmac = \"02:00:00:00:01:01\"\nip = [\"10.1.0.1\"]\n"
         );
-        std::fs::write(&config, text).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_forebay"))
-            .args(["run", "--config"])
-            .arg(&config)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let said: Vec<String> = lines.take_while(|line| line != "forebay: ready").collect();
-        assert!(child.try_wait().unwrap().is_none(), "the daemon ended: {said:?}");
+        std::fs::write(directory.path().join("host.toml"), text).unwrap();
+        let child = run(directory.path());
         Daemon { child, directory }
+    }
+
+    /// Kills the daemon, as by a crash, and starts it again.
+    fn restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = run(self.directory.path());
     }
 
     fn socket(&self) -> PathBuf {
         self.directory.path().join("s.sock")
     }
+}
+
+/// Starts a daemon and waits until it is ready.
+fn run(directory: &Path) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        .args(["run", "--config"])
+        .arg(directory.join("host.toml"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let said: Vec<String> = lines.take_while(|line| line != "forebay: ready").collect();
+    assert!(child.try_wait().unwrap().is_none(), "the daemon ended: {said:?}");
+    child
 }
 
 impl Drop for Daemon {
@@ -87,7 +99,7 @@ async fn a_wrong_rule_in_a_load_changes_nothing() {
         action: Some(v1::Action { kind: Some(v1::action::Kind::Drop(v1::Drop {})) }),
         ..v1::Rule::default()
     };
-    let load = |rules| tokio_stream::once(v1::LoadRulesRequest { rules, dry_run: false });
+    let load = |rules: Vec<v1::Rule>| tokio_stream::once(v1::LoadRulesRequest::new(&rules, false));
     let error = client.rules.load(load(vec![rule("a", "vm1"), rule("b", "nowhere")])).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::InvalidArgument);
     assert_eq!(error.message(), "rule \"b\": port: there is no port \"nowhere\" (see: forebay port list)");
@@ -124,7 +136,7 @@ async fn a_port_that_rules_name_cannot_be_removed() {
         action: Some(v1::Action { kind: Some(v1::action::Kind::Deliver(deliver)) }),
         ..v1::Rule::default()
     };
-    let load = v1::LoadRulesRequest { rules: vec![rule], dry_run: false };
+    let load = v1::LoadRulesRequest::new([&rule], false);
     client.rules.load(tokio_stream::once(load)).await.unwrap();
     let remove = || v1::RemovePortRequest { name: "vm2".into() };
     let error = client.ports.remove(remove()).await.unwrap_err();
@@ -133,4 +145,74 @@ async fn a_port_that_rules_name_cannot_be_removed() {
     client.rules.delete(v1::DeleteRulesRequest { ids: vec!["d".into()] }).await.unwrap();
     client.ports.remove(remove()).await.unwrap();
     assert!(client.ports.get(v1::GetPortRequest { name: "vm2".into() }).await.is_err());
+}
+
+fn drop_rule(id: &str, port: &str, priority: u32) -> v1::Rule {
+    v1::Rule {
+        id: id.into(),
+        port: port.into(),
+        priority,
+        action: Some(v1::Action { kind: Some(v1::action::Kind::Drop(v1::Drop {})) }),
+        ..v1::Rule::default()
+    }
+}
+
+/// Every rule of the daemon: id and priority.
+async fn rules(client: &mut client::Client) -> Vec<(String, u32)> {
+    let mut list = client.rules.list(v1::ListRulesRequest::default()).await.unwrap().into_inner();
+    let mut found = Vec::new();
+    while let Some(status) = list.message().await.unwrap() {
+        let rule = status.rule.unwrap();
+        found.push((rule.id, rule.priority));
+    }
+    found
+}
+
+#[tokio::test]
+async fn each_request_of_a_stream_is_a_transaction() {
+    let daemon = Daemon::start();
+    let mut client = client::connect(&daemon.socket()).await.unwrap();
+    let put = |sequence, rules: &[v1::Rule]| v1::ChangeRequest::new(sequence, Vec::new(), rules);
+    let requests = vec![
+        put(10, &[drop_rule("a", "vm1", 1), drop_rule("b", "vm1", 1)]),
+        put(20, &[drop_rule("a", "vm1", 9), drop_rule("c", "nowhere", 1)]),
+        v1::ChangeRequest::new(30, vec!["a".into()], [&drop_rule("c", "vm1", 3)]),
+        v1::ChangeRequest::new(40, vec!["b".into(), "none".into()], []),
+        put(50, &[v1::Rule::default()]),
+        put(60, &[drop_rule("b", "vm1", 1)]),
+        v1::ChangeRequest::new(70, vec!["c".into()], [&drop_rule("c", "vm1", 7), &drop_rule("c", "vm1", 8)]),
+    ];
+    let mut refused = Vec::new();
+    let refuse = |sequence, refusal: v1::Refusal| refused.push((sequence, refusal.code, refusal.message));
+    let report = change::run(&mut client.rules, tokio_stream::iter(requests), refuse).await.unwrap();
+    assert_eq!((report.requests, report.refused, report.unchanged), (7, 3, 1));
+    let codes: Vec<(u64, u32)> = refused.iter().map(|(sequence, code, _)| (*sequence, *code)).collect();
+    assert_eq!(codes, [(20, 3), (40, 5), (50, 3)]);
+    assert!(refused[1].2.contains("\"none\""), "{refused:?}");
+    assert_eq!(rules(&mut client).await, [("b".to_owned(), 1), ("c".to_owned(), 8)]);
+}
+
+#[tokio::test]
+async fn what_a_stream_changed_is_there_after_a_kill() {
+    let mut daemon = Daemon::start();
+    let mut client = client::connect(&daemon.socket()).await.unwrap();
+    let number = |sequence: u64| drop_rule(&format!("r{:04}", sequence % 3000), "vm1", sequence as u32);
+    // Three rounds over the same rules: the log outgrows them and is cleaned.
+    let requests: Vec<_> = (1..=9000)
+        .map(|sequence| v1::ChangeRequest::new(sequence, Vec::new(), [&number(sequence)]))
+        .collect();
+    let mut deletes: Vec<_> = (0..1000)
+        .map(|index| v1::ChangeRequest::new(10_000 + index, vec![format!("r{index:04}")], []))
+        .collect();
+    let all = tokio_stream::iter([requests, std::mem::take(&mut deletes)].concat());
+    let report = change::run(&mut client.rules, all, |_, _| panic!("refused")).await.unwrap();
+    assert_eq!((report.requests, report.changed), (10_000, 10_000));
+    let before = rules(&mut client).await;
+    assert_eq!(before.len(), 2000);
+    assert!(before.iter().all(|(id, priority)| *id == number(u64::from(*priority)).id && *priority > 6000));
+    daemon.restart();
+    let mut client = client::connect(&daemon.socket()).await.unwrap();
+    assert_eq!(rules(&mut client).await, before);
+    let stats = client.stats.get(v1::GetStatsRequest::default()).await.unwrap().into_inner();
+    assert_eq!(stats.rules, 2000);
 }

@@ -42,6 +42,7 @@ pub mod batch;
 pub mod cores;
 pub mod counters;
 pub mod idle;
+pub mod memory;
 mod os;
 pub mod prefetch;
 pub mod publish;

@@ -6,13 +6,16 @@
 //! The invariant: a rule or port that [`rule_check::canonical`] or [`port_check::canonical`] has passed is in the
 //! one canonical spelling, so two of them mean the same exactly where they are equal.
 
+pub mod change;
 pub mod client;
 mod json;
 pub mod mac;
 pub mod port_check;
 pub mod port_json;
+mod request;
 pub mod rule_check;
 pub mod rule_json;
+pub mod rule_view;
 pub mod server;
 pub mod spec_error;
 pub mod validate;
@@ -21,6 +24,7 @@ pub mod validate;
 #[allow(missing_docs, clippy::all, rustdoc::all)]
 pub mod v1 {
     tonic::include_proto!("forebay.v1");
+    pub use crate::request::{ChangeRequest, LoadRulesRequest};
 }
 
 /// The compiled proto as an encoded `FileDescriptorSet`, for gRPC reflection.

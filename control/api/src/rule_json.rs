@@ -3,15 +3,17 @@
 //! Canonical rules survive the way out and back unchanged, and so do the counters' keys that `rule list` adds: what
 //! it prints can be loaded again.
 
+mod fast;
 mod read;
 mod write;
 
-pub use read::{MAX_RULE_BYTES, parse_rule};
+pub use read::{MAX_RULE_BYTES, encode_rule, parse_rule};
 pub use write::{rule_to_json, status_to_json};
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
+    use prost::Message as _;
 
     use super::*;
     use crate::{rule_check, v1};
@@ -241,7 +243,7 @@ mod tests {
         ]
     }
 
-    fn rule() -> impl Strategy<Value = v1::Rule> {
+    pub(crate) fn rule() -> impl Strategy<Value = v1::Rule> {
         let ingress = (tunnel(), maybe(prefix()), maybe("[a-z][a-z0-9]{0,8}".boxed())).prop_map(
             |(tunnel, remote, uplink)| v1::Ingress { tunnel, local: String::new(), remote, uplink },
         );
@@ -270,7 +272,11 @@ mod tests {
             let text = rule_to_json(&rule);
             let back = parse_rule(&text).unwrap();
             prop_assert_eq!(&back, &rule);
-            prop_assert_eq!(rule_to_json(&back), text);
+            prop_assert_eq!(rule_to_json(&back), &text[..]);
+            let mut encoded = Vec::new();
+            encode_rule(&text, &mut encoded).unwrap();
+            prop_assert_eq!(encoded, rule.encode_to_vec());
+            prop_assert!(rule.id.contains(['"', '\\']) || fast::read(&text).is_some(), "{}", text);
         }
 
         #[test]
@@ -294,9 +300,17 @@ mod tests {
                     _ => bytes.truncate(at.max(1)),
                 }
             }
-            match parse_rule(&String::from_utf8_lossy(&bytes)) {
-                Ok(rule) => prop_assert_eq!(parse_rule(&rule_to_json(&rule)).unwrap(), rule),
-                Err(error) => prop_assert!(!error.to_string().contains('\n')),
+            let text = String::from_utf8_lossy(&bytes);
+            let short = fast::read(&text);
+            match parse_rule(&text) {
+                Ok(rule) => {
+                    prop_assert!(short.is_none_or(|short| short == crate::rule_view::RuleView::of(&rule)));
+                    prop_assert_eq!(parse_rule(&rule_to_json(&rule)).unwrap(), rule);
+                }
+                Err(error) => {
+                    prop_assert!(short.is_none(), "{}", text);
+                    prop_assert!(!error.to_string().contains('\n'));
+                }
             }
         }
     }

@@ -111,6 +111,15 @@ mod tests {
             Ok(Response::new(v1::DeleteRulesResponse { deleted: 1 }))
         }
 
+        type ChangeStream = tokio_stream::Empty<Result<v1::ChangeReply, Status>>;
+
+        async fn change(
+            &self,
+            _: tonic::Request<Streaming<v1::ChangeRequest>>,
+        ) -> Result<Response<Self::ChangeStream>, Status> {
+            Ok(Response::new(tokio_stream::empty()))
+        }
+
         type ListStream = tokio_stream::Empty<Result<v1::RuleStatus, Status>>;
 
         async fn list(
@@ -165,9 +174,7 @@ mod tests {
             let pending = ReceiverStream::new(receive).chain(tokio_stream::pending());
             let call = tokio::spawn(async move { client.rules.load(pending).await.map(|_| ()) });
             for _ in 0..messages {
-                send.send(v1::LoadRulesRequest { rules: vec![v1::Rule::default()], dry_run: false })
-                    .await
-                    .unwrap();
+                send.send(v1::LoadRulesRequest::new([&v1::Rule::default()], false)).await.unwrap();
             }
             // Cancelled early and late: before the messages are sent, and long after.
             tokio::time::sleep(Duration::from_millis(round as u64 % 5)).await;

@@ -171,7 +171,43 @@ pub fn station_mac(text: &str) -> Result<MacAddr, ValueError> {
 /// # Errors
 /// Not an address.
 pub fn address(text: &str) -> Result<IpAddr, ValueError> {
-    text.parse().map_err(|_| ValueError::Address { value: shown(text) })
+    any_address(text).ok_or(()).map_err(|_| ValueError::Address { value: shown(text) })
+}
+
+/// An address of either family. The usual IPv4 spelling is read by hand, in a fifth of the time: a load of a million rules
+/// holds millions of addresses.
+fn any_address(text: &str) -> Option<IpAddr> {
+    match plain_ipv4(text.as_bytes()) {
+        Some(address) => Some(address.into()),
+        None => text.parse().ok(),
+    }
+}
+
+/// Four decimal numbers without leading zeros, joined by dots.
+fn plain_ipv4(text: &[u8]) -> Option<Ipv4Addr> {
+    let (mut octets, mut at, mut value, mut digits) = ([0_u8; 4], 0, 0_u32, 0);
+    for byte in text {
+        match byte {
+            b'0'..=b'9' => {
+                value = value * 10 + u32::from(byte - b'0');
+                digits += 1;
+                // More digits than three, a leading zero, or a number beyond 255.
+                if digits > 3 || (digits > 1 && value < 10) || value > 255 {
+                    return None;
+                }
+            }
+            b'.' if digits > 0 && at < 3 => {
+                octets[at] = value as u8;
+                (at, value, digits) = (at + 1, 0, 0);
+            }
+            _ => return None,
+        }
+    }
+    if at != 3 || digits == 0 {
+        return None;
+    }
+    octets[3] = value as u8;
+    Some(octets.into())
 }
 
 /// The address of one host: tunnels start and end at it.
@@ -227,7 +263,7 @@ pub fn prefix(text: &str) -> Result<IpNet, ValueError> {
 /// take leading zeros and signs.
 fn address_and_length(text: &str) -> Option<IpNet> {
     let Some((address, length)) = text.split_once('/') else {
-        return Some(IpNet::from(text.parse::<IpAddr>().ok()?));
+        return Some(IpNet::from(any_address(text)?));
     };
     let digits = length.as_bytes();
     let canonical =
@@ -235,7 +271,7 @@ fn address_and_length(text: &str) -> Option<IpNet> {
     if !canonical {
         return None;
     }
-    IpNet::new(address.parse().ok()?, length.parse().ok()?).ok()
+    IpNet::new(any_address(address)?, length.parse().ok()?).ok()
 }
 
 /// An uplink's IPv4 address with the length of its network: `192.0.2.1/24`.
@@ -417,6 +453,21 @@ pub fn trap(text: &str) -> Result<(), ValueError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_read_as_by_the_standard_parser() {
+        let parts = ["0", "1", "9", "10", "25", "255", "256", "00", "01", "007", "1000", "", "-1", "+1", "a"];
+        for (a, b) in parts.iter().flat_map(|a| parts.map(|b| (*a, b))) {
+            for text in [
+                format!("{a}.{b}.3.4"),
+                format!("1.2.{a}.{b}"),
+                format!("1.{a}.{b}"),
+                format!("{a}.2.3.4.{b}"),
+            ] {
+                assert_eq!(plain_ipv4(text.as_bytes()), text.parse().ok(), "{text}");
+            }
+        }
+    }
 
     #[test]
     fn prefixes() {

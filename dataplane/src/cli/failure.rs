@@ -22,6 +22,8 @@ pub enum Failure {
     Line { file: String, line: u64, problem: LineProblem },
     #[error("{}", Answer(.0))]
     Refused(Box<tonic::Status>),
+    #[error("{count} changes were refused, the others are in force")]
+    ChangesRefused { count: u64 },
     #[error("the daemon's answer has no {0} (are forebay and the daemon of the same version?)")]
     Incomplete(&'static str),
     #[error("standard output: {0}")]
@@ -39,6 +41,8 @@ pub enum LineProblem {
     TooLong,
     #[error("not UTF-8 at byte {} (JSON is UTF-8)", .0.valid_up_to() + 1)]
     Utf8(Utf8Error),
+    #[error("not a change (write {{\"put\":{{…}}}} or {{\"delete\":\"ID\"}})")]
+    NoChange,
     #[error(transparent)]
     Spec(#[from] SpecError),
 }

@@ -1,6 +1,6 @@
 //! The lines of a rule file, one at a time, in one buffer whose size does not depend on the file's.
 
-use std::io::BufRead;
+use std::io::{BufRead, BufReader, Read};
 
 use forebay_api::rule_json::MAX_RULE_BYTES;
 
@@ -11,6 +11,13 @@ pub struct Lines<R> {
     input: R,
     buffer: Vec<u8>,
     number: u64,
+}
+
+impl<R: Read> Lines<BufReader<R>> {
+    /// Whether some of the next line has been read already.
+    pub fn has_more(&self) -> bool {
+        !self.input.buffer().is_empty()
+    }
 }
 
 impl<R: BufRead> Lines<R> {
@@ -70,7 +77,6 @@ impl<R: BufRead> Lines<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::BufReader;
 
     fn read(input: &[u8]) -> Result<Vec<(u64, String)>, (u64, LineProblem)> {
         // A tiny buffer: lines cross its end.

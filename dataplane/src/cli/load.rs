@@ -10,6 +10,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use forebay_api::client::Client;
 use forebay_api::rule_json;
 use forebay_api::v1::{LoadRulesRequest, LoadRulesResponse, Rule};
@@ -77,7 +78,7 @@ pub async fn load_rules(
     rules: Vec<Rule>,
     dry_run: bool,
 ) -> Result<LoadRulesResponse, Failure> {
-    let request = LoadRulesRequest { rules, dry_run };
+    let request = LoadRulesRequest::new(&rules, dry_run);
     Ok(client.rules.load(tokio_stream::once(request)).await?.into_inner())
 }
 
@@ -136,15 +137,19 @@ fn read(
 }
 
 /// Reads the rules of one message; true where they are the last.
-fn read_message(lines: &mut Lines<impl BufRead>) -> Result<(Vec<Rule>, bool), LineProblem> {
-    let mut rules = Vec::with_capacity(MESSAGE_RULES);
-    let mut bytes = 0;
-    while rules.len() < MESSAGE_RULES && bytes < MESSAGE_BYTES {
+fn read_message(lines: &mut Lines<impl BufRead>) -> Result<(Vec<Bytes>, bool), LineProblem> {
+    // One allocation for the rules of a message, which then share it.
+    let (mut encoded, mut ends) = (Vec::new(), Vec::with_capacity(MESSAGE_RULES));
+    let mut end = false;
+    while ends.len() < MESSAGE_RULES && encoded.len() < MESSAGE_BYTES {
         let Some(line) = lines.next_line()? else {
-            return Ok((rules, true));
+            end = true;
+            break;
         };
-        bytes += line.len();
-        rules.push(rule_json::parse_rule(line)?);
+        rule_json::encode_rule(line, &mut encoded)?;
+        ends.push(encoded.len());
     }
-    Ok((rules, false))
+    let encoded = Bytes::from(encoded);
+    let begins = std::iter::once(0).chain(ends.iter().copied());
+    Ok((begins.zip(&ends).map(|(begin, end)| encoded.slice(begin..*end)).collect(), end))
 }

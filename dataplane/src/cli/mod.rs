@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done, 1 it failed, 2 the words or the file are wrong. An error is one line on standard error.
 
+mod change;
 mod failure;
 mod lines;
 mod load;

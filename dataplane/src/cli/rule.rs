@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::failure::Failure;
 use super::table::{Table, left, right};
-use super::{Form, Out, load, rule_text, write_json};
+use super::{Form, Out, change, load, rule_text, write_json};
 
 #[derive(Debug, Subcommand)]
 pub enum RuleCommand {
@@ -21,6 +21,13 @@ pub enum RuleCommand {
         /// Check all, change nothing.
         #[arg(long)]
         dry_run: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Stream changes from JSON lines, {"put":{…}} or {"delete":"ID"}, each a transaction of its own.
+    Change {
+        /// The file; - for standard input.
+        file: PathBuf,
         #[command(flatten)]
         form: Form,
     },
@@ -62,6 +69,9 @@ pub async fn execute(socket: &Path, command: RuleCommand, out: &mut Out<'_>) -> 
             let client = client::connect(socket).await?;
             let loaded = load::load_file(client, &file, dry_run).await?;
             write_loaded(&loaded, dry_run, form, out)
+        }
+        RuleCommand::Change { file, form } => {
+            change::stream_file(client::connect(socket).await?, &file, form, out).await
         }
         RuleCommand::Add { json_object, form } => {
             // Wrong words are wrong whether or not a daemon runs.

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use forebay_api::rule_json::parse_rule;
 use forebay_api::v1::rules_server::{Rules, RulesServer};
 use forebay_api::v1::{
-    DeleteRulesRequest, DeleteRulesResponse, GetRuleRequest, ListRulesRequest, LoadRulesRequest,
-    LoadRulesResponse, Rule, RuleStatus,
+    ChangeReply, ChangeRequest, DeleteRulesRequest, DeleteRulesResponse, GetRuleRequest, ListRulesRequest,
+    LoadRulesRequest, LoadRulesResponse, Refusal, Rule, RuleStatus,
 };
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -49,7 +50,7 @@ impl Rules for Cardboard {
         while let Some(message) = stream.message().await? {
             let mut largest = self.largest_message.lock();
             *largest = (*largest).max(message.rules.len());
-            staged.extend(message.rules);
+            staged.extend(message.rules.iter().map(|rule| Rule::decode(&rule[..]).unwrap()));
             if staged.iter().any(|rule| rule.id == "refused") {
                 return Err(Status::invalid_argument(
                     "rule \"refused\": port: no port \"vm9\" (see: forebay port list)",
@@ -77,6 +78,31 @@ impl Rules for Cardboard {
         }
         rules.retain(|rule| !ids.contains(&rule.id));
         Ok(Response::new(DeleteRulesResponse { deleted: ids.len() as u64 }))
+    }
+
+    type ChangeStream = tokio_stream::Iter<std::vec::IntoIter<Result<ChangeReply, Status>>>;
+
+    async fn change(
+        &self,
+        request: Request<Streaming<ChangeRequest>>,
+    ) -> Result<Response<Self::ChangeStream>, Status> {
+        let mut stream = request.into_inner();
+        let mut replies = Vec::new();
+        while let Some(ChangeRequest { sequence, deletes, puts }) = stream.message().await? {
+            let missing = deletes.iter().any(|id| !self.rules.lock().iter().any(|rule| rule.id == *id));
+            let mut reply = ChangeReply { sequence, requests: 1, ..ChangeReply::default() };
+            match missing {
+                true => reply.refusal = Some(Refusal { code: 5, message: "no such rule".into() }),
+                false => {
+                    reply.changed = (deletes.len() + puts.len()) as u64;
+                    let mut rules = self.rules.lock();
+                    rules.retain(|rule| !deletes.contains(&rule.id));
+                    rules.extend(puts.iter().map(|rule| Rule::decode(&rule[..]).unwrap()));
+                }
+            }
+            replies.push(Ok(reply));
+        }
+        Ok(Response::new(tokio_stream::iter(replies)))
     }
 
     type ListStream = tokio_stream::Iter<std::vec::IntoIter<Result<RuleStatus, Status>>>;
@@ -234,6 +260,29 @@ async fn rules_are_shown_and_can_be_loaded_back() {
     assert_eq!(*daemon.rules.lock(), [parse_rule(rule).unwrap(), parse_rule(rule).unwrap()]);
     assert!(forebay(&socket, &["rule", "show", "e1"]).await.unwrap().contains("match     dst 10.1.0.2/32\n"));
     assert_eq!(forebay(&socket, &["rule", "delete", "e1"]).await.unwrap(), "1 deleted\n");
+}
+
+#[tokio::test]
+async fn changes_are_streamed_one_by_one() {
+    let (daemon, directory, socket) = serve();
+    let file = directory.path().join("changes.jsonl");
+    let put = |number| format!("{{\"put\":{}}}\n", rule_line(number).trim());
+    let mut lines: String = (0..1000).map(put).collect();
+    lines.push_str("\n { \"delete\" : \"r7\" } \n{\"delete\":\"none\"}\n{\"delete\":\"r\\u0038\"}\n");
+    std::fs::write(&file, &lines).unwrap();
+    let words = ["rule", "change", file.to_str().unwrap()];
+    let refused = forebay(&socket, &words).await.unwrap_err();
+    assert_eq!(refused, (1, "1 changes were refused, the others are in force".to_owned()));
+    assert_eq!(daemon.rules.lock().len(), 998);
+    assert!(daemon.rules.lock().iter().all(|rule| rule.id != "r7" && rule.id != "r8"));
+    std::fs::write(&file, put(1) + &put(2)).unwrap();
+    let said = forebay(&socket, &words).await.unwrap();
+    assert!(said.starts_with("2 changed, 0 unchanged, 0 refused\n"), "{said}");
+    assert!(said.contains(" changes per second, the longest wait "), "{said}");
+    std::fs::write(&file, put(1) + "{\"delete\":5}\n" + &put(2)).unwrap();
+    let (status, error) = forebay(&socket, &words).await.unwrap_err();
+    assert_eq!(status, 2);
+    assert!(error.contains(":2: not a change (write {\"put\":{…}} or {\"delete\":\"ID\"})"), "{error}");
 }
 
 #[tokio::test]

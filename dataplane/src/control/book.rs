@@ -1,92 +1,22 @@
-//! The book of rules: every rule of the host by its id, resolved to port numbers and tunnels, and compiled into tables.
+//! The book of rules: what the host knows of each rule, and which of them are coming, here and leaving.
 //!
-//! A change is planned first ([`Book::plan`]: everything that can be wrong is found there and nothing is changed), made
-//! durable by the caller, and then applied ([`Book::apply`]), which cannot fail.
+//! A change is staged first: rules come in beside those that they replace, and nobody is shown them. What was staged is
+//! either undone, or settled once it is durable and in force. So a change that fails leaves no trace, several changes can be
+//! made at once and yet fail one by one, and whoever looks at the book in between sees it as it was before. The book is
+//! locked for moments only; who may change it is decided elsewhere ([`super::desk`]).
 
-use super::resolver::Resolver;
-use super::routes::{Route, Routes};
-use super::tunnels::{TunnelKey, Tunnels};
-use crate::action::{Action, PortId};
-use crate::counters::{DropReason, MAX_RULES};
-use crate::rules::key::KEY_WORDS;
-use crate::rules::pattern::{INGRESS_WORDS, Pattern, opaque_bits, precedence};
-use crate::rules::rule::{Forward, Rule, RuleAction, Scope};
-use crate::rules::table::{Table, TableRule};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use super::names::{NameId, Names};
+use super::record::{NONE, Owner, Record, Records, Shape, Shapes, Stage, Target};
+use super::rule_check::References;
+use super::rule_error::RuleError;
+use super::segment::Place;
+use crate::counters::MAX_RULES;
+use crate::rules::pattern::{Pattern, precedence};
+use crate::rules::rule::{Rule, Scope};
+use hashbrown::{DefaultHashBuilder, HashTable};
+use std::collections::{BTreeSet, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-
-/// Why rules cannot be accepted.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RuleError {
-    /// A port that is not there.
-    #[error("rule {id:?}: {field}: there is no port {port:?} (see: forebay port list)")]
-    NoPort {
-        /// The rule.
-        id: String,
-        /// The field.
-        field: &'static str,
-        /// The port.
-        port: String,
-    },
-    /// A port of the wrong kind.
-    #[error("rule {id:?}: {field}: port {port:?} is {is} (name {wanted})")]
-    WrongKind {
-        /// The rule.
-        id: String,
-        /// The field.
-        field: &'static str,
-        /// The port.
-        port: String,
-        /// What it is.
-        is: &'static str,
-        /// What it must be.
-        wanted: &'static str,
-    },
-    /// No uplink leads there.
-    #[error("rule {id:?}: action.forward.remote: no uplink reaches {remote} ({why})")]
-    NoRoute {
-        /// The rule.
-        id: String,
-        /// The remote.
-        remote: String,
-        /// What is missing, and the remedy.
-        why: &'static str,
-    },
-    /// An ingress rule that forwards.
-    #[error("rule {id:?}: action.forward: an ingress rule cannot forward (use deliver, trap or drop)")]
-    IngressForward {
-        /// The rule.
-        id: String,
-    },
-    /// A match that no packet meets.
-    #[error("rule {id:?}: match: {why}: no packet can match (leave one out)")]
-    Never {
-        /// The rule.
-        id: String,
-        /// What contradicts what.
-        why: &'static str,
-    },
-    /// Too many rules.
-    #[error("{count} rules are more than the {MAX_RULES} that a host holds (delete some first)")]
-    TooMany {
-        /// How many there would be.
-        count: usize,
-    },
-    /// Too many next hops.
-    #[error("rule {id:?}: {source}")]
-    NextHops {
-        /// The rule.
-        id: String,
-        /// What is full.
-        source: super::resolver::NoSlot,
-    },
-    /// No such rule.
-    #[error("rule {id:?}: there is no such rule (see: forebay rule list)")]
-    NoRule {
-        /// The id.
-        id: String,
-    },
-}
 
 /// What a port is to rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,454 +27,376 @@ pub enum PortKind {
     Uplink,
 }
 
-/// The ports by name.
-pub type PortNames = BTreeMap<String, (PortId, PortKind)>;
+/// One step of a change: the slot of a rule that leaves and that of a rule that comes, of one id. [`NONE`] where there is
+/// none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Leaves.
+    pub old: u32,
+    /// Comes.
+    pub new: u32,
+}
 
-struct Stored {
-    rule: Rule,
-    action: Action,
-    tunnel: Option<TunnelKey>,
+/// What came of staging a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staged {
+    /// The same rule stands there already.
+    Unchanged,
+    /// It is coming.
+    Step(Step),
 }
 
 /// The rules of a host.
 #[derive(Default)]
 pub struct Book {
-    by_id: HashMap<Arc<str>, u32>,
-    slots: Vec<Option<Stored>>,
-    free: Vec<u32>,
-    egress: HashMap<Arc<str>, BTreeSet<u32>>,
-    ingress: BTreeSet<u32>,
-    mentions: HashMap<Arc<str>, usize>,
-}
-
-/// A change that can be applied.
-#[derive(Default)]
-pub struct Plan {
-    /// Rules that are new or different; the last of each id, with its place among the rules that were offered.
-    pub put: Vec<(usize, Rule)>,
-    /// Ids of rules that go.
-    pub delete: Vec<Arc<str>>,
-    /// Rules that stand there already.
-    pub unchanged: usize,
-}
-
-/// What a change touched.
-#[derive(Default)]
-pub struct Touched {
-    /// Ports whose egress rules changed, by name.
-    pub ports: BTreeSet<Arc<str>>,
-    /// The ingress rules changed.
-    pub ingress: bool,
-    /// Slots of rules that are new: their counters start now.
-    pub slots: Vec<u32>,
-    /// Slots of rules that are gone: to be given back when no worker counts there any more.
-    pub freed: Vec<u32>,
-    /// Tunnels that rules do not use any more: to be released when no worker looks at them.
-    pub tunnels: Vec<TunnelKey>,
-}
-
-/// What ingress rules say about the outside of tunnels.
-#[derive(Default)]
-pub struct IngressScopes {
-    /// The tunnels that some rule names.
-    pub known: HashSet<u64>,
-    /// Addresses that uplinks answer for, with the uplink's name where the rule gives it.
-    pub locals: Vec<(Option<Arc<str>>, std::net::IpAddr)>,
-}
-
-impl IngressScopes {
-    /// The addresses that this uplink answers for.
-    pub fn locals_of(&self, uplink: &str) -> Vec<std::net::IpAddr> {
-        let here =
-            self.locals.iter().filter(|(named, _)| named.as_ref().is_none_or(|named| &**named == uplink));
-        here.map(|(_, local)| *local).collect()
-    }
-}
-
-/// Everything outside the book that rules refer to.
-pub struct World<'a> {
-    /// The ports.
-    pub ports: &'a PortNames,
-    /// The ways to the underlay.
-    pub routes: &'a Routes,
-    /// The next hops.
-    pub resolver: &'a parking_lot::Mutex<Resolver>,
+    by_id: HashTable<u32>,
+    /// Hashes ids.
+    hasher: DefaultHashBuilder,
+    /// Hashes encoded rules, so that equal ones are known by it; keyed anew in each process.
+    fingerprints: RandomState,
+    /// The rules by slot.
+    pub records: Records,
+    /// What rules have in common.
+    pub shapes: Shapes,
+    /// The ports that rules name.
+    pub names: Names,
+    /// Slots of rules whose ports are not there.
+    pub dangling: BTreeSet<u32>,
+    /// Rules that are coming or here.
+    count: usize,
 }
 
 impl Book {
-    /// The number of rules.
+    /// The rules that will be there when everything that is staged is settled.
     pub fn len(&self) -> usize {
-        self.by_id.len()
+        self.count
     }
 
     /// No rules.
     pub fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
+        self.count == 0
+    }
+
+    /// What fingerprints of rules are made with.
+    pub fn fingerprints(&self) -> RandomState {
+        self.fingerprints.clone()
+    }
+
+    fn find(&self, id: &str, hash: u64, stages: [Stage; 2]) -> Option<u32> {
+        let is_it = |slot: &u32| {
+            self.records.get(*slot).is_some_and(|record| stages.contains(&record.stage) && &*record.id == id)
+        };
+        self.by_id.find(hash, is_it).copied()
+    }
+
+    /// The rule of this id that is in force: its slot, and where it stands in the state file.
+    pub fn in_force(&self, id: &str) -> Option<(u32, Place)> {
+        let slot = self.find(id, self.hasher.hash_one(id), [Stage::Here, Stage::Leaving])?;
+        Some((slot, self.records.get(slot)?.place))
+    }
+
+    /// Makes room for so many more rules at once.
+    pub fn reserve(&mut self, rules: usize) {
+        let (records, hasher) = (&self.records, &self.hasher);
+        self.by_id.reserve(rules, |slot| records.get(*slot).map_or(0, |record| hasher.hash_one(&*record.id)));
+    }
+
+    /// Stages a rule whose references have been checked.
+    ///
+    /// # Errors
+    /// There are too many rules.
+    pub fn stage_put(
+        &mut self,
+        rule: &Rule,
+        fingerprint: u64,
+        references: References,
+    ) -> Result<Staged, RuleError> {
+        let hash = self.hasher.hash_one(&*rule.id);
+        let old = self.find(&rule.id, hash, [Stage::Coming, Stage::Here]).unwrap_or(NONE);
+        if self.records.get(old).is_some_and(|record| record.fingerprint == fingerprint) {
+            return Ok(Staged::Unchanged);
+        }
+        if old == NONE && self.count >= MAX_RULES {
+            return Err(RuleError::TooMany { count: self.count + 1 });
+        }
+        Ok(Staged::Step(self.stage(old, rule, (hash, fingerprint), references)))
+    }
+
+    /// Stages a rule in place of itself, since what it refers to has come.
+    pub fn stage_again(&mut self, old: u32, rule: &Rule, references: References) -> Option<Step> {
+        let Record { fingerprint, place, .. } = *self.records.get(old)?;
+        let hash = self.hasher.hash_one(&*rule.id);
+        let step = self.stage(old, rule, (hash, fingerprint), references);
+        self.records.get_mut(step.new)?.place = place;
+        Some(step)
+    }
+
+    fn stage(
+        &mut self,
+        old: u32,
+        rule: &Rule,
+        (hash, fingerprint): (u64, u64),
+        references: References,
+    ) -> Step {
+        let mut record = self.record(rule, fingerprint, references.owner);
+        if let Some(port) = references.deliver {
+            record.set_target(Target::Port(port));
+        }
+        let new = self.records.insert(record);
+        let (records, hasher) = (&self.records, &self.hasher);
+        let hash_of = |slot: &u32| records.get(*slot).map_or(0, |record| hasher.hash_one(&*record.id));
+        self.by_id.insert_unique(hash, new, hash_of);
+        self.count += 1;
+        self.leave(old);
+        Step { old, new }
+    }
+
+    fn record(&mut self, rule: &Rule, fingerprint: u64, owner: Owner) -> Record {
+        let rank = precedence(rule.priority, &rule.matches);
+        macro_rules! record {
+            ($pattern:expr) => {{
+                let pattern = $pattern;
+                let shape = Shape::new(owner, rank, &pattern);
+                let number = self.shapes.acquire(shape);
+                Record::new(rule.id.clone(), fingerprint, rule.priority, (number, &shape), &pattern)
+            }};
+        }
+        match &rule.scope {
+            Scope::Egress(_) => record!(Pattern::egress(&rule.matches)),
+            Scope::Ingress(scope) => {
+                let uplink = match owner {
+                    Owner::Ingress(Some(name)) => self.names.port(name).map(|(port, _)| port.0),
+                    Owner::Ingress(None) | Owner::Egress(_) => None,
+                };
+                record!(Pattern::ingress(&rule.matches, scope.tunnel, scope.local, scope.remote, uplink))
+            }
+        }
+    }
+
+    /// Stages a deletion.
+    ///
+    /// # Errors
+    /// There is no such rule.
+    pub fn stage_delete(&mut self, id: &str) -> Result<Step, RuleError> {
+        match self.find(id, self.hasher.hash_one(id), [Stage::Coming, Stage::Here]) {
+            Some(old) => {
+                self.leave(old);
+                Ok(Step { old, new: NONE })
+            }
+            None => Err(RuleError::NoRule { id: id.to_owned() }),
+        }
+    }
+
+    fn leave(&mut self, slot: u32) {
+        if let Some(record) = self.records.get_mut(slot) {
+            record.stage = match record.stage {
+                Stage::Coming | Stage::Stillborn => Stage::Stillborn,
+                Stage::Here | Stage::Leaving => Stage::Leaving,
+            };
+            self.count -= 1;
+        }
+    }
+
+    /// Undoes the last steps that were staged. No worker has seen their rules: the slots are free at once.
+    pub fn undo(&mut self, steps: &[Step]) {
+        for step in steps.iter().rev() {
+            if step.new != NONE {
+                self.drop_record(step.new);
+                self.records.reuse(&[step.new]);
+                self.count -= 1;
+            }
+            if let Some(record) = self.records.get_mut(step.old) {
+                record.stage = match record.stage {
+                    Stage::Stillborn | Stage::Coming => Stage::Coming,
+                    Stage::Leaving | Stage::Here => Stage::Here,
+                };
+                self.count += 1;
+            }
+        }
+    }
+
+    /// Settles steps that are durable and in force. Returns the slots that are to be reused once no worker counts there any
+    /// more.
+    pub fn settle(&mut self, steps: &[Step]) -> Vec<u32> {
+        let mut freed = Vec::new();
+        for step in steps {
+            if let Some(record) = self.records.get_mut(step.new)
+                && record.stage == Stage::Coming
+            {
+                record.stage = Stage::Here;
+                let (owner, target) = (self.shapes.get(record.shape).owner, record.target());
+                mentioned(owner, target).for_each(|name| self.names.mention(name));
+            }
+            if let Some(record) = self.records.get(step.old) {
+                if record.stage == Stage::Leaving {
+                    let (owner, target) = (self.shapes.get(record.shape).owner, record.target());
+                    mentioned(owner, target).for_each(|name| self.names.forget(name));
+                }
+                self.drop_record(step.old);
+                freed.push(step.old);
+            }
+        }
+        freed
+    }
+
+    fn drop_record(&mut self, slot: u32) {
+        self.dangling.remove(&slot);
+        let Some(record) = self.records.get(slot) else { return };
+        let hash = self.hasher.hash_one(&*record.id);
+        if let Ok(found) = self.by_id.find_entry(hash, |other| *other == slot) {
+            found.remove();
+        }
+        if let Some(record) = self.records.remove(slot) {
+            self.shapes.release(record.shape);
+        }
+    }
+
+    /// Rules in force that name a port, wherever, and the smallest id among them.
+    pub fn mentions(&self, port: &str) -> Option<(usize, Arc<str>)> {
+        let name = self.names.find(port)?;
+        let here = self.records.iter().map(|(_, record)| record).filter(|record| {
+            mentioned(self.shapes.get(record.shape).owner, record.target()).any(|other| other == name)
+        });
+        let first = here.map(|record| &record.id).min()?;
+        Some((self.names.mentions(name).count(), first.clone()))
     }
 
     /// Some rule forwards into a tunnel.
     pub fn forwards(&self) -> bool {
-        self.slots.iter().flatten().any(|stored| matches!(stored.rule.action, RuleAction::Forward(_)))
+        self.records.iter().any(|(_, record)| matches!(record.target(), Target::Tunnel(_)))
     }
 
-    /// The counters' slot of a rule.
-    pub fn slot(&self, id: &str) -> Option<u32> {
-        self.by_id.get(id).copied()
-    }
-
-    /// Rules that name a port, wherever, and the smallest id among them.
-    pub fn mentions(&self, port: &str) -> Option<(usize, Arc<str>)> {
-        let count = *self.mentions.get(port)?;
-        let rules = self.slots.iter().flatten().map(|stored| &stored.rule);
-        let first =
-            rules.filter(|rule| mentioned(rule).any(|name| &**name == port)).map(|rule| &rule.id).min()?;
-        Some((count, first.clone()))
-    }
-
-    /// The number of rules that name a port.
-    pub fn mention_count(&self, port: &str) -> usize {
-        self.mentions.get(port).copied().unwrap_or(0)
-    }
-
-    /// Every id of the rules of a port's table, or of all rules, sorted.
-    pub fn ids(&self, port: Option<&str>) -> Vec<Arc<str>> {
-        let mut ids: Vec<Arc<str>> = match port {
-            Some(port) => {
-                let slots = self.egress.get(port).into_iter().flatten();
-                slots
-                    .filter_map(|slot| self.slots.get(*slot as usize)?.as_ref())
-                    .map(|stored| stored.rule.id.clone())
-                    .collect()
-            }
-            None => self.by_id.keys().cloned().collect(),
+    /// The rules in force of one chunk of slots: ids of a port's egress rules, or of all. `None` behind the last chunk.
+    pub fn ids(&self, chunk: usize, port: Option<NameId>) -> Option<Vec<Arc<str>>> {
+        let wanted = |record: &&Record| {
+            let of_port = port.is_none_or(|port| self.shapes.get(record.shape).owner == Owner::Egress(port));
+            of_port && matches!(record.stage, Stage::Here | Stage::Leaving)
         };
-        ids.sort_unstable();
-        ids
+        let records = self.records.chunk(chunk)?.map(|(_, record)| record);
+        Some(records.filter(wanted).map(|record| record.id.clone()).collect())
     }
 
-    /// Finds out what putting these rules would change.
-    ///
-    /// # Errors
-    /// The first rule that cannot be accepted.
-    pub fn plan_put(&self, rules: Vec<Rule>, world: &World<'_>) -> Result<Plan, RuleError> {
-        let mut plan = Plan::default();
-        let mut last: HashMap<Arc<str>, usize> = HashMap::with_capacity(rules.len());
-        for (index, rule) in rules.iter().enumerate() {
-            check(rule, world)?;
-            last.insert(rule.id.clone(), index);
-        }
-        let mut new = 0;
-        for (index, rule) in rules.into_iter().enumerate() {
-            if last.get(&rule.id) != Some(&index) {
-                continue;
-            }
-            match self.by_id.get(&rule.id).and_then(|slot| self.slots.get(*slot as usize)?.as_ref()) {
-                Some(stored) if stored.rule == rule => plan.unchanged += 1,
-                Some(_) => plan.put.push((index, rule)),
-                None => {
-                    new += 1;
-                    plan.put.push((index, rule));
-                }
-            }
-        }
-        let count = self.by_id.len() + new;
-        if count > MAX_RULES {
-            return Err(RuleError::TooMany { count });
-        }
-        check_next_hops(&plan.put, world)?;
-        Ok(plan)
-    }
-
-    /// Finds out whether these rules can be deleted.
-    ///
-    /// # Errors
-    /// The first id that is not there.
-    pub fn plan_delete(&self, ids: &[String]) -> Result<Plan, RuleError> {
-        let mut delete: Vec<Arc<str>> = Vec::with_capacity(ids.len());
-        for id in ids {
-            match self.by_id.get_key_value(id.as_str()) {
-                Some((id, _)) => delete.push(id.clone()),
-                None => return Err(RuleError::NoRule { id: id.clone() }),
-            }
-        }
-        delete.sort_unstable();
-        delete.dedup();
-        Ok(Plan { delete, ..Plan::default() })
-    }
-
-    /// Makes a planned change.
-    pub fn apply(&mut self, plan: Plan, world: &World<'_>, tunnels: &mut Tunnels) -> Touched {
-        let mut touched = Touched::default();
-        for id in plan.delete {
-            self.remove(&id, &mut touched);
-        }
-        for (_, rule) in plan.put {
-            self.remove(&rule.id.clone(), &mut touched);
-            self.insert(rule, world, tunnels, &mut touched);
-        }
-        touched
-    }
-
-    fn remove(&mut self, id: &str, touched: &mut Touched) {
-        let Some(slot) = self.by_id.remove(id) else { return };
-        let Some(stored) = self.slots.get_mut(slot as usize).and_then(Option::take) else { return };
-        touched.freed.push(slot);
-        for name in mentioned(&stored.rule) {
-            if let Some(count) = self.mentions.get_mut(name) {
-                *count -= 1;
-                if *count == 0 {
-                    self.mentions.remove(name);
-                }
-            }
-        }
-        match &stored.rule.scope {
-            Scope::Egress(port) => {
-                if let Some(slots) = self.egress.get_mut(port) {
-                    slots.remove(&slot);
-                }
-                touched.ports.insert(port.clone());
-            }
-            Scope::Ingress(_) => {
-                self.ingress.remove(&slot);
-                touched.ingress = true;
-            }
-        }
-        touched.tunnels.extend(stored.tunnel);
-    }
-
-    fn insert(&mut self, rule: Rule, world: &World<'_>, tunnels: &mut Tunnels, touched: &mut Touched) {
-        let (action, tunnel) = resolve(&rule, world, tunnels);
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            (self.slots.len() - 1) as u32
-        });
-        for name in mentioned(&rule) {
-            *self.mentions.entry(name.clone()).or_default() += 1;
-        }
-        match &rule.scope {
-            Scope::Egress(port) => {
-                self.egress.entry(port.clone()).or_default().insert(slot);
-                touched.ports.insert(port.clone());
-            }
-            Scope::Ingress(_) => {
-                self.ingress.insert(slot);
-                touched.ingress = true;
-            }
-        }
-        self.by_id.insert(rule.id.clone(), slot);
-        touched.slots.push(slot);
-        self.slots[slot as usize] = Some(Stored { rule, action, tunnel });
-    }
-
-    /// Gives the slots of deleted rules to the rules to come.
-    pub fn reuse(&mut self, slots: Vec<u32>) {
-        self.free.extend(slots);
-    }
-
-    /// Resolves every rule anew, after ports have come or gone.
-    pub fn resolve_again(&mut self, world: &World<'_>, tunnels: &mut Tunnels) -> Touched {
-        let mut touched = Touched { ingress: true, ..Touched::default() };
-        for stored in self.slots.iter_mut().flatten() {
-            let (action, tunnel) = resolve(&stored.rule, world, tunnels);
-            stored.action = action;
-            touched.tunnels.extend(std::mem::replace(&mut stored.tunnel, tunnel));
-        }
-        touched.ports = self.egress.keys().cloned().collect();
-        touched
-    }
-
-    /// Compiles the rules of a port.
-    pub fn egress_table(&self, port: &str) -> Table<KEY_WORDS> {
-        let slots = self.egress.get(port).into_iter().flatten();
-        Table::compile(slots.filter_map(|slot| {
-            let Stored { rule, action, .. } = self.slots.get(*slot as usize)?.as_ref()?;
-            Some(table_rule(rule, *action, *slot, Pattern::egress(&rule.matches)))
-        }))
-    }
-
-    /// Compiles the rules of the uplinks; rules of an uplink that is not there are left out.
-    pub fn ingress_table(&self, ports: &PortNames) -> Table<INGRESS_WORDS> {
-        Table::compile(self.ingress.iter().filter_map(|slot| {
-            let Stored { rule, action, .. } = self.slots.get(*slot as usize)?.as_ref()?;
-            let Scope::Ingress(scope) = &rule.scope else { return None };
-            let uplink = match &scope.uplink {
-                Some(name) => Some(ports.get(&**name)?.0.0),
-                None => None,
-            };
-            let pattern = Pattern::ingress(&rule.matches, scope.tunnel, scope.local, scope.remote, uplink);
-            Some(table_rule(rule, *action, *slot, pattern))
-        }))
-    }
-
-    /// The tunnels that ingress rules name, and the addresses that uplinks answer for because of them.
-    pub fn ingress_scopes(&self) -> IngressScopes {
-        let mut scopes = IngressScopes::default();
-        for slot in &self.ingress {
-            let Some(Some(Stored { rule: Rule { scope: Scope::Ingress(scope), .. }, .. })) =
-                self.slots.get(*slot as usize)
-            else {
-                continue;
-            };
-            scopes.known.insert(opaque_bits(scope.tunnel));
-            scopes.locals.extend(scope.local.map(|local| (scope.uplink.clone(), local)));
-        }
-        scopes
-    }
-}
-
-fn table_rule<const W: usize>(rule: &Rule, action: Action, slot: u32, pattern: Pattern<W>) -> TableRule<W> {
-    TableRule {
-        pattern,
-        precedence: precedence(rule.priority, &rule.matches),
-        id: rule.id.clone(),
-        slot,
-        action,
-        names_layer2: rule.matches.names_layer2(),
+    /// The slots among these whose rules name one of the ports.
+    pub fn dangling_on(&self, ports: &HashSet<NameId>) -> Vec<u32> {
+        let of = |slot: &&u32| {
+            let Some(record) = self.records.get(**slot) else { return false };
+            mentioned(self.shapes.get(record.shape).owner, record.target()).any(|name| ports.contains(&name))
+        };
+        self.dangling.iter().filter(of).copied().collect()
     }
 }
 
 /// The ports that a rule names; one that is named twice comes once.
-fn mentioned(rule: &Rule) -> impl Iterator<Item = &Arc<str>> {
-    let scope = match &rule.scope {
-        Scope::Egress(port) => Some(port),
-        Scope::Ingress(ingress) => ingress.uplink.as_ref(),
+fn mentioned(owner: Owner, target: Target) -> impl Iterator<Item = NameId> {
+    let owner = match owner {
+        Owner::Egress(port) => Some(port),
+        Owner::Ingress(uplink) => uplink,
     };
-    let action = match &rule.action {
-        RuleAction::Deliver { port, .. } => Some(port),
-        RuleAction::Forward(_) | RuleAction::Trap | RuleAction::Drop => None,
+    let target = match target {
+        Target::Port(port) => Some(port),
+        Target::None | Target::Tunnel(_) => None,
     };
-    scope.into_iter().chain(action.filter(move |port| Some(*port) != scope))
+    owner.into_iter().chain(target.filter(move |port| Some(*port) != owner))
 }
 
-fn check(rule: &Rule, world: &World<'_>) -> Result<(), RuleError> {
-    let id = || rule.id.to_string();
-    match &rule.scope {
-        Scope::Egress(port) => check_port(rule, "port", port, PortKind::Vf, world)?,
-        Scope::Ingress(ingress) => {
-            if let Some(uplink) = &ingress.uplink {
-                check_port(rule, "ingress.uplink", uplink, PortKind::Uplink, world)?;
-            }
-            if matches!(rule.action, RuleAction::Forward(_)) {
-                return Err(RuleError::IngressForward { id: id() });
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::action::PortId;
+    use crate::control::rule_check::refer;
+    use crate::rules::rule::tests::rule;
+
+    fn book() -> Book {
+        let mut book = Book::default();
+        book.names.set_port("p", Some((PortId(1), PortKind::Vf)));
+        book.names.set_port("q", Some((PortId(2), PortKind::Vf)));
+        book
+    }
+
+    fn drop_rule(id: &str, priority: u32) -> Rule {
+        rule(&format!(r#"{{"id":"{id}","port":"p","priority":{priority},"action":"drop"}}"#))
+    }
+
+    fn put(book: &mut Book, rule: &Rule) -> Option<Step> {
+        let references = refer(rule, &mut book.names);
+        match book.stage_put(rule, u64::from(rule.priority), references).unwrap() {
+            Staged::Step(step) => Some(step),
+            Staged::Unchanged => None,
         }
     }
-    check_match(rule)?;
-    match &rule.action {
-        RuleAction::Deliver { port, .. } => {
-            check_port(rule, "action.deliver.port", port, PortKind::Vf, world)
-        }
-        RuleAction::Forward(forward) => world
-            .routes
-            .find(forward.remote)
-            .map(|_| ())
-            .map_err(|why| RuleError::NoRoute { id: id(), remote: forward.remote.to_string(), why }),
-        RuleAction::Trap | RuleAction::Drop => Ok(()),
+
+    fn ids(book: &Book) -> Vec<String> {
+        let mut ids: Vec<String> =
+            (0..).map_while(|chunk| book.ids(chunk, None)).flatten().map(|id| id.to_string()).collect();
+        ids.sort();
+        ids
     }
-}
 
-/// Finds out whether there is a slot for each next hop that these rules add.
-fn check_next_hops(rules: &[(usize, Rule)], world: &World<'_>) -> Result<(), RuleError> {
-    let resolver = world.resolver.lock();
-    let mut room = resolver.room(std::time::Instant::now());
-    let mut new = HashSet::new();
-    for (_, rule) in rules {
-        let RuleAction::Forward(forward) = &rule.action else { continue };
-        let Ok(route) = world.routes.find(forward.remote) else { continue };
-        if resolver.knows(route.uplink, route.next_hop) || !new.insert((route.uplink, route.next_hop)) {
-            continue;
-        }
-        room = room.checked_sub(1).ok_or_else(|| RuleError::NextHops {
-            id: rule.id.to_string(),
-            source: super::resolver::NoSlot,
-        })?;
+    #[test]
+    fn what_is_staged_is_not_shown_until_it_is_settled() {
+        let mut book = book();
+        let first = put(&mut book, &drop_rule("a", 1)).unwrap();
+        assert_eq!((book.len(), book.in_force("a"), ids(&book).len()), (1, None, 0));
+        assert!(book.settle(&[first]).is_empty());
+        let (slot, _) = book.in_force("a").unwrap();
+        assert_eq!(put(&mut book, &drop_rule("a", 1)), None);
+        let second = put(&mut book, &drop_rule("a", 2)).unwrap();
+        assert_eq!((second.old, book.in_force("a").unwrap().0, book.len()), (slot, slot, 1));
+        assert_eq!(book.settle(&[second]), [slot]);
+        assert_eq!(book.in_force("a").unwrap().0, second.new);
+        assert_eq!(book.names.mentions(NameId(0)).count(), 1);
+        let third = book.stage_delete("a").unwrap();
+        assert!(book.in_force("a").is_some() && book.stage_delete("a").is_err() && book.is_empty());
+        book.settle(&[third]);
+        assert_eq!((book.in_force("a"), book.names.mentions(NameId(0)).count()), (None, 0));
     }
-    Ok(())
-}
 
-fn check_port(
-    rule: &Rule,
-    field: &'static str,
-    port: &str,
-    wanted: PortKind,
-    world: &World<'_>,
-) -> Result<(), RuleError> {
-    let word = |kind| match kind {
-        PortKind::Vf => "a vf",
-        PortKind::Uplink => "an uplink",
-    };
-    match world.ports.get(port) {
-        Some((_, kind)) if *kind == wanted => Ok(()),
-        Some((_, kind)) => Err(RuleError::WrongKind {
-            id: rule.id.to_string(),
-            field,
-            port: port.to_owned(),
-            is: word(*kind),
-            wanted: word(wanted),
-        }),
-        None => Err(RuleError::NoPort { id: rule.id.to_string(), field, port: port.to_owned() }),
+    #[test]
+    fn what_is_undone_leaves_no_trace() {
+        let mut book = book();
+        let stands = put(&mut book, &drop_rule("a", 1)).unwrap();
+        book.settle(&[stands]);
+        let mut steps = Vec::new();
+        steps.extend(put(&mut book, &drop_rule("a", 2)));
+        steps.extend(put(&mut book, &drop_rule("b", 1)));
+        steps.push(book.stage_delete("a").unwrap());
+        steps.extend(put(&mut book, &drop_rule("a", 3)));
+        steps.push(book.stage_delete("b").unwrap());
+        assert_eq!((book.len(), steps.len()), (1, 5));
+        book.undo(&steps);
+        assert_eq!((book.len(), ids(&book)), (1, vec!["a".to_owned()]));
+        assert_eq!(book.in_force("a").unwrap().0, stands.new);
+        assert_eq!(put(&mut book, &drop_rule("a", 1)), None);
     }
-}
 
-/// Finds matches that contradict themselves.
-fn check_match(rule: &Rule) -> Result<(), RuleError> {
-    use crate::wire::ethertype::{IPV4, IPV6};
-    let matches = &rule.matches;
-    let family = matches.dst.or(matches.src).map(|net| if net.addr().is_ipv4() { IPV4 } else { IPV6 });
-    let needs_ip = matches.proto.is_some()
-        || matches.dscp.is_some()
-        || matches.src_port.is_some()
-        || matches.dst_port.is_some();
-    let why = match (matches.ethertype, family) {
-        (Some(ethertype), Some(family)) if ethertype != family => {
-            "ethertype and the prefixes' IP version differ"
-        }
-        (Some(ethertype), None) if needs_ip && ethertype != IPV4 && ethertype != IPV6 => {
-            "proto, ports and dscp belong to IP, which ethertype is not"
-        }
-        _ => return Ok(()),
-    };
-    Err(RuleError::Never { id: rule.id.to_string(), why })
-}
-
-/// The action in numbers. What is not there (a port that was configured when the rule was loaded, and is not any more)
-/// drops as a port that is down, until it comes back.
-fn resolve(rule: &Rule, world: &World<'_>, tunnels: &mut Tunnels) -> (Action, Option<TunnelKey>) {
-    match &rule.action {
-        RuleAction::Trap => (Action::Trap, None),
-        RuleAction::Drop => (Action::Drop(DropReason::RuleDrop), None),
-        RuleAction::Deliver { port, pop_vlan, push_vlan } => match world.ports.get(&**port) {
-            Some((port, PortKind::Vf)) => {
-                let push_vlan = push_vlan.unwrap_or(0);
-                (Action::Deliver { port: *port, pop_vlan: *pop_vlan, push_vlan }, None)
-            }
-            Some((_, PortKind::Uplink)) | None => (Action::Drop(DropReason::PortDown), None),
-        },
-        RuleAction::Forward(forward) => resolve_forward(forward, world, tunnels),
+    #[test]
+    fn one_change_may_touch_a_rule_twice() {
+        let mut book = book();
+        let stands = put(&mut book, &drop_rule("a", 1)).unwrap();
+        book.settle(&[stands]);
+        let steps = [
+            put(&mut book, &drop_rule("a", 2)).unwrap(),
+            book.stage_delete("a").unwrap(),
+            put(&mut book, &drop_rule("a", 3)).unwrap(),
+        ];
+        assert_eq!(book.records.get(steps[0].new).unwrap().stage, Stage::Stillborn);
+        assert_eq!(book.settle(&steps), [stands.new, steps[0].new]);
+        assert_eq!((book.in_force("a").unwrap().0, book.len()), (steps[2].new, 1));
+        assert_eq!(book.names.mentions(NameId(0)).count(), 1);
     }
-}
 
-fn resolve_forward(
-    forward: &Forward,
-    world: &World<'_>,
-    tunnels: &mut Tunnels,
-) -> (Action, Option<TunnelKey>) {
-    let Ok(Route { uplink, source, next_hop, mac }) = world.routes.find(forward.remote) else {
-        return (Action::Drop(DropReason::PortDown), None);
-    };
-    let key = TunnelKey {
-        uplink,
-        source: forward.source.unwrap_or(source),
-        remote: forward.remote,
-        opaque: forward.tunnel,
-        ttl: forward.ttl,
-        dscp: forward.dscp,
-    };
-    match tunnels.acquire(key, next_hop, mac) {
-        Some(tunnel) => {
-            let inner_dst_mac = forward.inner_dst_mac.map(|mac| mac.0);
-            (Action::Forward { tunnel, inner_dst_mac, push_vlan: forward.push_vlan.unwrap_or(0) }, Some(key))
-        }
-        None => (Action::Drop(DropReason::NoNeighbor), None),
+    #[test]
+    fn mentions_count_ports_once_a_rule() {
+        let mut book = book();
+        let deliver = rule(r#"{"id":"d","port":"p","action":{"deliver":{"port":"q"}}}"#);
+        let itself = rule(r#"{"id":"c","port":"p","action":{"deliver":{"port":"p"}}}"#);
+        let steps = [put(&mut book, &deliver).unwrap(), put(&mut book, &itself).unwrap()];
+        book.settle(&steps);
+        assert_eq!(book.mentions("q"), Some((1, "d".into())));
+        assert_eq!(book.mentions("p"), Some((2, "c".into())));
+        assert_eq!(book.mentions("r"), None);
+        let port = book.names.find("p");
+        assert_eq!(book.ids(0, port).unwrap().len(), 2);
+        assert_eq!(book.ids(0, book.names.find("q")).unwrap().len(), 0);
     }
 }

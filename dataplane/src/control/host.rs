@@ -1,33 +1,38 @@
 //! A host: its ports, its rules, its workers, and the one way in which they change.
 //!
-//! Every change takes the same five steps under one lock: find out whether it can be made; make it durable; apply it to the
-//! book; publish a new snapshot; wait until every worker looks at it. What fails before the second step has changed nothing.
+//! Every change takes the same steps, one change after another at the [`Desk`]: find out whether it can be made; make it
+//! durable; publish a new snapshot; wait until every worker looks at it. What fails before it is durable has changed nothing.
+//! Changes of rules are in [`super::commit`]. Ports, book and workers have locks of their own, each held for moments, so that
+//! whoever shows them never waits for a change.
 
-use super::book::{Book, PortKind, RuleError, Touched, World};
+use super::baselines::Baselines;
+use super::book::{Book, PortKind};
 use super::crew::{Crew, CrewError, Ends};
-use super::ports::{PortRecord, PortSource, Ports, entry};
+use super::desk::Desk;
+use super::ports::{PortRecord, PortSource, Ports};
 use super::resolver::Resolver;
-use super::store::{Change, Store, StoreError};
+use super::rule_error::RuleError;
+use super::store::{Store, StoreError};
+use super::tables::Applied;
 use super::tunnels::Tunnels;
-use super::view::{raw_rule_counts, totals};
+use super::view::totals;
 use crate::config::{self, Config, Device as Place};
-use crate::rules::rule::{NotCanonical, Rule};
+use crate::rules::rule::NotCanonical;
 use crate::snapshot::{MAX_PORTS, Neighbours, Snapshot};
 use forebay_api::spec_error::SpecError;
-use forebay_api::{rule_check, v1};
 use forebay_pipeline::publish::{Publisher, Stalled};
 use forebay_sriov::{
     DEFAULT_DATA_ROOM_BYTES, Device, DeviceError, DeviceOptions, DeviceSpec, Eal, EalError, EalOptions,
     PacketPool, PoolError,
 };
-use parking_lot::Mutex;
-use prost::Message;
+use parking_lot::{Mutex, RwLock};
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 
 /// How long a change waits for the workers. They pass to a new snapshot within microseconds, naps included.
-const PASS_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const PASS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long workers may take to send what they hold when the host stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Memory that a packet takes beside its data room: mbuf and its pool header (192), headroom (128), rounding to lines (64).
@@ -87,44 +92,15 @@ pub enum HostError {
     /// A rule cannot be parsed.
     #[error(transparent)]
     NotCanonical(#[from] NotCanonical),
+    /// A rule cannot be decoded.
+    #[error("a rule of the request is no protobuf message: {0} (are client and daemon of the same version?)")]
+    Encoding(String),
     /// A rule does not fit the host.
     #[error(transparent)]
     Rule(#[from] RuleError),
     /// The change is durable and published, but a worker does not answer.
     #[error("the change is stored, but not yet in force: {0} (see: forebay pipeline show)")]
     Stalled(#[from] Stalled),
-}
-
-/// A rule that somebody wants to be in force: parsed, and encoded as it is stored. Made piece by piece while a long load
-/// arrives, since the messages themselves take several times the memory.
-pub struct Offer {
-    rule: Rule,
-    encoded: Box<[u8]>,
-}
-
-impl Offer {
-    /// Checks a rule by itself, whatever the host.
-    ///
-    /// # Errors
-    /// The field that is wrong.
-    pub fn new(mut message: v1::Rule) -> Result<Offer, HostError> {
-        rule_check::canonical(&mut message)?;
-        Ok(Offer { rule: Rule::from_canonical(&message)?, encoded: message.encode_to_vec().into() })
-    }
-}
-
-/// Everything that changes.
-pub(super) struct State {
-    pub(super) ports: Ports,
-    pub(super) book: Book,
-    pub(super) tunnels: Tunnels,
-    pub(super) snapshot: Arc<Snapshot>,
-    pub(super) crew: Option<Crew>,
-    /// By rule slot: what it had counted before the rule was there.
-    pub(super) rule_baselines: Vec<(u64, u64)>,
-    /// The last generation that a port or the ingress rules were given: one for each publication, 0 before the first.
-    /// After 2^32 publications the numbers begin again.
-    pub(super) generation: u32,
 }
 
 /// A host.
@@ -136,7 +112,14 @@ pub struct Host {
     pub(super) store: Store,
     pub(super) publisher: Publisher<Snapshot>,
     pub(super) resolver: Arc<Mutex<Resolver>>,
-    pub(super) state: Mutex<State>,
+    /// Taken by whoever changes ports or rules, for as long as that takes; before any of the locks below.
+    pub(super) desk: Mutex<Desk>,
+    pub(super) ports: RwLock<Ports>,
+    pub(super) crew: Mutex<Option<Crew>>,
+    pub(super) book: Mutex<Book>,
+    pub(super) baselines: Mutex<Baselines>,
+    /// Rules in force.
+    pub(super) rules: AtomicUsize,
 }
 
 impl Host {
@@ -171,51 +154,41 @@ impl Host {
         let resolver = Arc::new(Mutex::new(Resolver::new(neighbours.clone())));
         let publisher = Publisher::new(Arc::new(Snapshot::default()));
         let (crew, ends) = Crew::start(eal, &config.workers, &publisher, neighbours)?;
-        let state = State {
-            ports: Ports::default(),
-            book: Book::default(),
-            tunnels: Tunnels::new(resolver.clone()),
-            snapshot: Arc::default(),
-            crew: Some(crew),
-            rule_baselines: Vec::new(),
-            generation: 0,
+        let host = Host {
+            name: config.host.name.clone(),
+            started: Instant::now(),
+            eal,
+            pool,
+            store,
+            publisher,
+            desk: Mutex::new(Desk::new(Tunnels::new(resolver.clone()))),
+            resolver,
+            ports: RwLock::default(),
+            crew: Mutex::new(Some(crew)),
+            book: Mutex::default(),
+            baselines: Mutex::default(),
+            rules: AtomicUsize::new(0),
         };
-        let name = config.host.name.clone();
-        let state = Mutex::new(state);
-        let host = Host { name, started: Instant::now(), eal, pool, store, publisher, resolver, state };
         host.restore(config)?;
         Ok((Arc::new(host), ends))
     }
 
     /// Opens the ports of the config file and of the state, and loads the state's rules.
     fn restore(&self, config: &Config) -> Result<(), HostError> {
-        let mut state = self.state.lock();
+        let desk = &mut *self.desk.lock();
         // Ports with devices first: ports behind VLAN tags need theirs.
         let (with_device, behind): (Vec<_>, Vec<_>) =
             config.ports.iter().partition(|port| matches!(port.device, Place::Dpdk(_)));
         for port in with_device.into_iter().chain(behind) {
-            self.open_port(&mut state, port.clone(), PortSource::Config)?;
+            self.open_port(port.clone(), PortSource::Config)?;
         }
-        self.restore_added_ports(&mut state)?;
-        self.resolver.lock().configure(state.ports.static_neighbours());
-        let mut rules = Vec::new();
-        for message in self.store.rules()? {
-            match Rule::from_canonical(&message) {
-                Ok(rule) => rules.push((0, rule)),
-                Err(error) => tracing::error!("{error}: this rule of the state is not in force"),
-            }
-        }
-        let count = rules.len();
-        let State { ports, book, tunnels, .. } = &mut *state;
-        let (names, routes) = (ports.names(), ports.routes());
-        let world = World { ports: &names, routes: &routes, resolver: &self.resolver };
-        let plan = super::book::Plan { put: rules, ..Default::default() };
-        let touched = book.apply(plan, &world, tunnels);
-        tracing::info!("{count} rules restored");
-        self.publish_all(&mut state, touched)
+        self.restore_added_ports()?;
+        self.meet_ports(desk);
+        let applied = self.restore_rules(desk)?;
+        self.publish_ports(desk, applied, true)
     }
 
-    fn restore_added_ports(&self, state: &mut State) -> Result<(), HostError> {
+    fn restore_added_ports(&self) -> Result<(), HostError> {
         let mut stored: Vec<config::Port> = Vec::new();
         for spec in self.store.ports()? {
             match config::port_from_spec(&spec) {
@@ -229,7 +202,7 @@ impl Host {
         stored.sort_by_key(|port| matches!(port.device, Place::Vlan { .. }));
         for port in stored {
             let name = port.name.clone();
-            if let Some(record) = state.ports.by_name.get(&name) {
+            if let Some(record) = self.ports.read().by_name.get(&name) {
                 if record.config != port {
                     tracing::warn!(
                         "port {name:?} is in the config file and in the state: the config file counts"
@@ -237,9 +210,8 @@ impl Host {
                 }
                 continue;
             }
-            if let Err(error) = self
-                .check_beside(state, &port)
-                .and_then(|()| self.open_port(state, port, PortSource::Control))
+            if let Err(error) =
+                self.check_beside(&port).and_then(|()| self.open_port(port, PortSource::Control))
             {
                 tracing::error!("port {name:?} of the state is left out: {error}");
             }
@@ -247,16 +219,16 @@ impl Host {
         Ok(())
     }
 
-    fn check_beside(&self, state: &State, port: &config::Port) -> Result<(), HostError> {
+    fn check_beside(&self, port: &config::Port) -> Result<(), HostError> {
         let existing: Vec<config::Port> =
-            state.ports.by_name.values().map(|record| record.config.clone()).collect();
+            self.ports.read().by_name.values().map(|record| record.config.clone()).collect();
         let problems = config::port_beside(port, &existing);
         if problems.is_empty() { Ok(()) } else { Err(HostError::Port(one_line(&problems))) }
     }
 
     /// Opens a port's device and adds the port. Nothing is published.
-    fn open_port(&self, state: &mut State, port: config::Port, source: PortSource) -> Result<(), HostError> {
-        let id = state.ports.free_id().ok_or_else(|| {
+    fn open_port(&self, port: config::Port, source: PortSource) -> Result<(), HostError> {
+        let id = self.ports.read().free_id().ok_or_else(|| {
             HostError::Port(format!(
                 "port {:?}: the host has {MAX_PORTS} ports already (remove some)",
                 port.name
@@ -264,18 +236,15 @@ impl Host {
         })?;
         let (device, device_id, device_mac) = match &port.device {
             Place::Vlan { port: parent, .. } => {
-                let parent = state
-                    .ports
-                    .by_name
-                    .get(parent)
-                    .ok_or_else(|| HostError::NoPort { port: parent.clone() })?;
+                let ports = self.ports.read();
+                let parent =
+                    ports.by_name.get(parent).ok_or_else(|| HostError::NoPort { port: parent.clone() })?;
                 (None, parent.device_id, parent.mac)
             }
             Place::Dpdk(text) => {
-                let crew = state.crew.as_mut();
-                let queues = crew.as_ref().map_or(1, |crew| crew.queues_wanted());
+                let queues = self.crew.lock().as_ref().map_or(1, Crew::queues_wanted);
                 let mut device = self.open_device(&port, text, queues)?;
-                if let Some(crew) = crew {
+                if let Some(crew) = self.crew.lock().as_mut() {
                     crew.attach(device.id(), device.take_queues());
                 }
                 let (id, mac) = (device.id(), device.mac());
@@ -283,11 +252,15 @@ impl Host {
             }
         };
         let mac = port.mac.map_or(device_mac, |mac| mac.0);
-        let baseline = totals(state, id);
+        let baseline = totals(self.crew.lock().as_ref(), id);
         let up = Arc::new(AtomicBool::new(true));
-        let record =
-            PortRecord { id, config: port, source, device, device_id, mac, up, baseline, entry: None };
-        state.ports.insert(record);
+        let mentions = {
+            let mut book = self.book.lock();
+            let name = book.names.number(&port.name);
+            book.names.mentions(name).clone()
+        };
+        let record = PortRecord { id, config: port, source, device, device_id, mac, up, baseline, mentions };
+        self.ports.write().insert(record);
         Ok(())
     }
 
@@ -310,20 +283,22 @@ impl Host {
     /// # Errors
     /// The port does not fit the host, its device cannot be opened, or the state cannot be written.
     pub fn add_port(&self, port: config::Port) -> Result<bool, HostError> {
-        let mut state = self.state.lock();
+        let desk = &mut *self.desk.lock();
         let name = port.name.clone();
-        if let Some(record) = state.ports.by_name.get(&name) {
+        if let Some(record) = self.ports.read().by_name.get(&name) {
             return if record.config == port { Ok(false) } else { Err(HostError::PortExists { port: name }) };
         }
-        self.check_beside(&state, &port)?;
-        let spec = config::port_to_spec(&port);
-        self.open_port(&mut state, port, PortSource::Control)?;
-        if let Err(error) = self.store.write(&Change { put_ports: vec![spec], ..Change::default() }) {
-            self.close_port(&mut state, &name)?;
+        self.check_beside(&port)?;
+        let mut change = self.store.change();
+        change.put_ports.push(config::port_to_spec(&port));
+        self.open_port(port, PortSource::Control)?;
+        if let Err(error) = self.store.write(&change) {
+            self.close_port(desk, &name)?;
             return Err(error.into());
         }
-        let touched = self.resolve_again(&mut state);
-        self.publish_all(&mut state, touched)?;
+        let moved = self.meet_ports(desk);
+        let applied = self.restore_dangling(desk, &name)?;
+        self.publish_ports(desk, applied, moved)?;
         Ok(true)
     }
 
@@ -332,45 +307,54 @@ impl Host {
     /// # Errors
     /// Something refers to it, or the state cannot be written.
     pub fn remove_port(&self, name: &str) -> Result<(), HostError> {
-        let mut state = self.state.lock();
+        let desk = &mut *self.desk.lock();
+        self.check_removal(name)?;
+        let mut change = self.store.change();
+        change.delete_ports.push(name.to_owned());
+        self.store.write(&change)?;
+        self.close_port(desk, name)
+    }
+
+    fn check_removal(&self, name: &str) -> Result<(), HostError> {
+        let ports = self.ports.read();
         let in_use = |why: String| HostError::PortInUse { port: name.to_owned(), why };
-        let record =
-            state.ports.by_name.get(name).ok_or_else(|| HostError::NoPort { port: name.to_owned() })?;
+        let record = ports.by_name.get(name).ok_or_else(|| HostError::NoPort { port: name.to_owned() })?;
         if record.source == PortSource::Config {
             return Err(in_use("the config file declares it (remove it there and restart)".into()));
         }
-        if let Some((count, first)) = state.book.mentions(name) {
+        let book = self.book.lock();
+        if let Some((count, first)) = book.mentions(name) {
             return Err(in_use(format!(
                 "{count} rules refer to it, the first is {first:?} (delete them first)"
             )));
         }
-        if let Some(behind) = state.ports.behind(name) {
+        if let Some(behind) = ports.behind(name) {
             return Err(in_use(format!("port {behind:?} is a VLAN of it (remove that first)")));
         }
         if record.kind() == PortKind::Uplink {
-            let others = state.ports.by_name.values();
+            let others = ports.by_name.values();
             let left =
                 others.filter(|other| other.config.name != name && other.kind() == PortKind::Uplink).count();
-            if left == 0 && !state.book.is_empty() && state.book.forwards() {
+            if left == 0 && !book.is_empty() && book.forwards() {
                 return Err(in_use(
                     "rules forward through it and no other uplink is there (delete them first)".into(),
                 ));
             }
         }
-        self.store.write(&Change { delete_ports: vec![name.to_owned()], ..Change::default() })?;
-        self.close_port(&mut state, name)
+        Ok(())
     }
 
     /// Takes a port out of the snapshot, then closes its device when no worker can touch it any more.
-    fn close_port(&self, state: &mut State, name: &str) -> Result<(), HostError> {
-        let Some(record) = state.ports.remove(name) else { return Ok(()) };
-        let touched = self.resolve_again(state);
-        self.publish_all(state, touched)?;
+    fn close_port(&self, desk: &mut Desk, name: &str) -> Result<(), HostError> {
+        let Some(record) = self.ports.write().remove(name) else { return Ok(()) };
+        self.book.lock().names.set_port(name, None);
+        let moved = self.meet_ports(desk);
+        self.publish_ports(desk, Applied::default(), moved)?;
         let Some(device) = record.device else { return Ok(()) };
-        if let Some(crew) = &mut state.crew {
+        if let Some(crew) = self.crew.lock().as_mut() {
             crew.release(device.id());
         }
-        self.settle(state)?;
+        self.settle(desk)?;
         if let Err(error) = device.close(Vec::new()) {
             tracing::error!("port {name:?}: {error}");
         }
@@ -378,128 +362,68 @@ impl Host {
     }
 
     /// Waits until every worker has begun a round after now: what it was asked to do before, it has done then.
-    fn settle(&self, state: &State) -> Result<(), HostError> {
+    fn settle(&self, desk: &Desk) -> Result<(), HostError> {
         for _ in 0..2 {
-            let version = self.publisher.publish(state.snapshot.clone());
+            let version = self.publisher.publish(desk.snapshot.clone());
             self.publisher.wait(version, PASS_TIMEOUT)?;
         }
         Ok(())
     }
 
-    fn resolve_again(&self, state: &mut State) -> Touched {
-        self.resolver.lock().configure(state.ports.static_neighbours());
-        let State { ports, book, tunnels, .. } = state;
-        let (names, routes) = (ports.names(), ports.routes());
-        book.resolve_again(&World { ports: &names, routes: &routes, resolver: &self.resolver }, tunnels)
-    }
-
-    /// Puts rules: all or none. Returns how many changed and how many stood there already.
-    ///
-    /// # Errors
-    /// The first rule that does not fit the host, or the state cannot be written; nothing has changed then.
-    pub fn put_rules(&self, offers: Vec<Offer>, dry_run: bool) -> Result<(usize, usize), HostError> {
-        let (rules, mut encoded): (Vec<Rule>, Vec<Box<[u8]>>) =
-            offers.into_iter().map(|offer| (offer.rule, offer.encoded)).unzip();
-        let mut state = self.state.lock();
-        let State { ports, book, tunnels, .. } = &mut *state;
-        let (names, routes) = (ports.names(), ports.routes());
-        let world = World { ports: &names, routes: &routes, resolver: &self.resolver };
-        let plan = book.plan_put(rules, &world)?;
-        let (changed, unchanged) = (plan.put.len(), plan.unchanged);
-        if dry_run || changed == 0 {
-            return Ok((changed, unchanged));
+    /// Tells rules and tunnels which ports are there. True where the way of some tunnel is another one now.
+    fn meet_ports(&self, desk: &mut Desk) -> bool {
+        let ports = self.ports.read();
+        let mut book = self.book.lock();
+        for (name, record) in &ports.by_name {
+            book.names.set_port(name, Some((record.id, record.kind())));
         }
-        let taken =
-            |(index, rule): &(usize, Rule)| Some((rule.id.clone(), std::mem::take(encoded.get_mut(*index)?)));
-        let put_rules = plan.put.iter().filter_map(taken).collect();
-        self.store.write(&Change { put_rules, ..Change::default() })?;
-        let touched = book.apply(plan, &world, tunnels);
-        self.publish(&mut state, touched)?;
-        Ok((changed, unchanged))
-    }
-
-    /// Deletes rules: all or none. Returns how many.
-    ///
-    /// # Errors
-    /// An id that is not there, or the state cannot be written; nothing has changed then.
-    pub fn delete_rules(&self, ids: &[String]) -> Result<usize, HostError> {
-        let mut state = self.state.lock();
-        let State { ports, book, tunnels, .. } = &mut *state;
-        let plan = book.plan_delete(ids)?;
-        let deleted = plan.delete.len();
-        let delete_rules = plan.delete.iter().map(ToString::to_string).collect();
-        self.store.write(&Change { delete_rules, ..Change::default() })?;
-        let (names, routes) = (ports.names(), ports.routes());
-        let world = World { ports: &names, routes: &routes, resolver: &self.resolver };
-        let touched = book.apply(plan, &world, tunnels);
-        self.publish(&mut state, touched)?;
-        Ok(deleted)
-    }
-
-    /// Publishes after ports have come or gone: every entry is made anew.
-    fn publish_all(&self, state: &mut State, touched: Touched) -> Result<(), HostError> {
-        state.ports.by_name.values_mut().for_each(|record| record.entry = None);
-        self.publish(state, touched)
-    }
-
-    /// Publishes what a change touched, and waits until it is in force.
-    fn publish(&self, state: &mut State, touched: Touched) -> Result<(), HostError> {
-        start_rule_counters(state, &touched.slots);
-        let State { ports, book, tunnels, snapshot, generation, .. } = &mut *state;
-        *generation = generation.wrapping_add(1);
-        let mut ingress_generation = if touched.ingress { *generation } else { snapshot.ingress_generation };
-        let names = ports.names();
-        let scopes = book.ingress_scopes();
-        for record in ports.by_name.values_mut() {
-            let name = record.config.name.as_str();
-            let uplink = record.kind() == PortKind::Uplink;
-            if record.entry.is_some() && !touched.ports.contains(name) && !(uplink && touched.ingress) {
-                continue;
+        drop(book);
+        self.resolver.lock().configure(ports.static_neighbours());
+        desk.routes = ports.routes();
+        match desk.tunnels.find_ways_again(&desk.routes) {
+            Some(left) => {
+                desk.left_hops.extend(left);
+                true
             }
-            if uplink {
-                ingress_generation = *generation;
-            }
-            let table = Arc::new(book.egress_table(name));
-            record.entry = Some(Arc::new(entry(record, table, *generation, &scopes.locals_of(name))));
+            None => false,
         }
-        let mut by_id = Vec::new();
-        for record in ports.by_name.values() {
-            by_id.resize_with(by_id.len().max(record.id.index() + 1), || None);
-            by_id[record.id.index()] = record.entry.clone();
-        }
-        let ingress = match touched.ingress {
-            true => Arc::new(book.ingress_table(&names)),
-            false => snapshot.ingress.clone(),
+    }
+
+    /// Puts rules in force that waited for this port.
+    fn restore_dangling(&self, desk: &mut Desk, port: &str) -> Result<Applied, HostError> {
+        let slots = {
+            let mut book = self.book.lock();
+            let name = book.names.number(port);
+            book.dangling_on(&HashSet::from([name]))
         };
-        let next = Arc::new(Snapshot {
-            ports: by_id,
-            devices: ports.devices(),
-            tunnels: tunnels.entries(),
-            ingress,
-            known_tunnels: Arc::new(scopes.known),
-            ingress_generation,
-        });
-        *snapshot = next.clone();
+        self.stage_again(desk, &slots)
+    }
+
+    /// Publishes after ports have come or gone. Where `moved` is set, what every rule leads to may have changed.
+    fn publish_ports(&self, desk: &mut Desk, applied: Applied, moved: bool) -> Result<(), HostError> {
+        let next = {
+            let ports = self.ports.read();
+            desk.redraw_ports(&ports.by_name, ports.devices(), &applied, moved, &self.book.lock())
+        };
         let version = self.publisher.publish(next);
-        let passed = self.publisher.wait(version, PASS_TIMEOUT);
-        // Without the workers' word the old tunnels are kept for good: a leak, where the other way would be a misdirected packet.
-        if passed.is_ok() {
-            tunnels.release(&touched.tunnels);
-            book.reuse(touched.freed);
-        }
-        Ok(passed?)
+        self.publisher.wait(version, PASS_TIMEOUT)?;
+        let left = std::mem::take(&mut desk.left_hops);
+        desk.tunnels.release_hops(&left);
+        desk.tunnels.release(&applied.released);
+        Ok(())
     }
 
     /// Stops the workers after they have sent what they hold, and closes every device.
     pub fn stop(&self) {
-        let mut state = self.state.lock();
-        if let Some(crew) = state.crew.take() {
+        let _desk = self.desk.lock();
+        if let Some(crew) = self.crew.lock().take() {
             let late = crew.stop(DRAIN_TIMEOUT);
             if !late.is_empty() {
                 tracing::warn!("stopped before everything was sent: {}", late.join(", "));
             }
         }
-        for (name, record) in std::mem::take(&mut state.ports.by_name) {
+        let records = std::mem::take(&mut self.ports.write().by_name);
+        for (name, record) in records {
             if let Some(device) = record.device
                 && let Err(error) = device.close(Vec::new())
             {
@@ -523,16 +447,4 @@ fn data_room_bytes(config: &Config) -> u16 {
 
 fn one_line(problems: &[config::Problem]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
-/// New rules count from zero, whoever had their slot before.
-fn start_rule_counters(state: &mut State, slots: &[u32]) {
-    for slot in slots {
-        let baseline = raw_rule_counts(state, *slot);
-        let index = *slot as usize;
-        if state.rule_baselines.len() <= index {
-            state.rule_baselines.resize(index + 1, (0, 0));
-        }
-        state.rule_baselines[index] = baseline;
-    }
 }

@@ -1,6 +1,7 @@
 //! The ports of a host: what the config file or the control socket asked for, and the device behind it.
 
-use super::book::{PortKind, PortNames};
+use super::book::PortKind;
+use super::names::Mentions;
 use super::routes::{Interface, Routes};
 use crate::action::PortId;
 use crate::config::{self, Device as Place};
@@ -11,7 +12,7 @@ use crate::snapshot::{
 use forebay_sriov::Device;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -43,8 +44,8 @@ pub struct PortRecord {
     pub up: Arc<AtomicBool>,
     /// What its number had counted before the port was there.
     pub baseline: PortTotals,
-    /// What the workers see of it; `None` where it must be made anew.
-    pub entry: Option<Arc<PortEntry>>,
+    /// How many rules name it.
+    pub mentions: Mentions,
 }
 
 impl PortRecord {
@@ -120,11 +121,6 @@ impl Ports {
         })
     }
 
-    /// What rules may name.
-    pub fn names(&self) -> PortNames {
-        self.by_name.iter().map(|(name, record)| (name.clone(), (record.id, record.kind()))).collect()
-    }
-
     /// The ways to the underlay.
     pub fn routes(&self) -> Routes {
         let mut interfaces = Vec::new();
@@ -197,11 +193,7 @@ pub fn entry(
         }),
         config::PortKind::Uplink(uplink) => {
             let (ipv4, ipv6) = (uplink.ipv4.map(|own| own.addr), uplink.ipv6.map(|own| own.addr));
-            let own = ipv4.map(IpAddr::V4).into_iter().chain(ipv6.map(IpAddr::V6));
-            let mut locals: Vec<IpAddr> = own.chain(extra.iter().copied()).collect();
-            locals.sort_unstable();
-            locals.dedup();
-            PortRole::Uplink(UplinkEntry { locals, ipv4, ipv6 })
+            PortRole::Uplink(uplink_entry(ipv4, ipv6, extra))
         }
     };
     PortEntry {
@@ -214,4 +206,13 @@ pub fn entry(
         up: record.up.clone(),
         role,
     }
+}
+
+/// What the workers see of an uplink with these addresses of its own and of ingress rules.
+pub fn uplink_entry(ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>, extra: &[IpAddr]) -> UplinkEntry {
+    let own = ipv4.map(IpAddr::V4).into_iter().chain(ipv6.map(IpAddr::V6));
+    let mut locals: Vec<IpAddr> = own.chain(extra.iter().copied()).collect();
+    locals.sort_unstable();
+    locals.dedup();
+    UplinkEntry { locals, ipv4, ipv6 }
 }

@@ -1,7 +1,10 @@
 //! The control socket: the gRPC services of `forebay.v1` over a Unix socket, with reflection.
 
-use super::host::{Host, HostError, Offer};
+use super::committer::{Committer, Stopping};
+use super::host::{Host, HostError};
 use super::ports::{PortRecord, PortSource};
+use super::request::{Batch, Counts};
+use super::rule_error::RuleError;
 use super::steward::TrappedFrame;
 use crate::config;
 use crate::counters::PortTotals;
@@ -11,45 +14,50 @@ use forebay_pipeline::tsc;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio::sync::{broadcast, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::broadcast;
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Request, Response, Status, Streaming};
-
-/// Rules that are read from the state at a time for a listing.
-const LIST_CHUNK: usize = 1000;
-/// Messages that wait for a slow reader of a stream.
-const STREAM_BACKLOG: usize = 64;
+use tonic::{Request, Response, Status};
 
 /// The services, over one host.
 #[derive(Clone)]
 pub struct Service {
-    host: Arc<Host>,
+    pub(super) host: Arc<Host>,
+    pub(super) committer: Committer,
     layout: config::Layout,
     idle: config::Idle,
     trapped: broadcast::Sender<Arc<TrappedFrame>>,
 }
 
+/// The status of an error. By reference: one error can be the answer to many requests.
+pub(super) fn status(error: &HostError) -> Status {
+    let text = error.to_string();
+    match error {
+        HostError::Spec(_) | HostError::NotCanonical(_) | HostError::Encoding(_) | HostError::Port(_) => {
+            Status::invalid_argument(text)
+        }
+        HostError::Rule(RuleError::NoRule { .. }) | HostError::NoPort { .. } => Status::not_found(text),
+        HostError::Rule(RuleError::TooMany { .. } | RuleError::TooLong | RuleError::NextHops { .. }) => {
+            Status::resource_exhausted(text)
+        }
+        HostError::Rule(_) => Status::invalid_argument(text),
+        HostError::PortExists { .. } => Status::already_exists(text),
+        HostError::PortInUse { .. } | HostError::Device { .. } => Status::failed_precondition(text),
+        HostError::Stalled(_) => Status::unavailable(text),
+        HostError::Eal(_) | HostError::Pool(_) | HostError::Worker(_) | HostError::Store(_) => {
+            Status::internal(text)
+        }
+    }
+}
+
 impl From<HostError> for Status {
     fn from(error: HostError) -> Status {
-        use super::book::RuleError;
-        let text = error.to_string();
-        match error {
-            HostError::Spec(_) | HostError::NotCanonical(_) | HostError::Port(_) => {
-                Status::invalid_argument(text)
-            }
-            HostError::Rule(RuleError::NoRule { .. }) | HostError::NoPort { .. } => Status::not_found(text),
-            HostError::Rule(RuleError::TooMany { .. } | RuleError::NextHops { .. }) => {
-                Status::resource_exhausted(text)
-            }
-            HostError::Rule(_) => Status::invalid_argument(text),
-            HostError::PortExists { .. } => Status::already_exists(text),
-            HostError::PortInUse { .. } | HostError::Device { .. } => Status::failed_precondition(text),
-            HostError::Stalled(_) => Status::unavailable(text),
-            HostError::Eal(_) | HostError::Pool(_) | HostError::Worker(_) | HostError::Store(_) => {
-                Status::internal(text)
-            }
-        }
+        status(&error)
+    }
+}
+
+impl From<Stopping> for Status {
+    fn from(stopping: Stopping) -> Status {
+        Status::unavailable(stopping.to_string())
     }
 }
 
@@ -57,14 +65,26 @@ impl Service {
     /// Services over `host`; what is trapped comes from `trapped`.
     pub fn new(
         host: Arc<Host>,
+        committer: Committer,
         workers: &config::Workers,
         trapped: broadcast::Sender<Arc<TrappedFrame>>,
     ) -> Service {
-        Service { host, layout: workers.layout, idle: workers.idle, trapped }
+        Service { host, committer, layout: workers.layout, idle: workers.idle, trapped }
+    }
+
+    /// Hands in a batch of one request, and waits until it is in force.
+    pub(super) async fn commit(&self, batch: Batch) -> Result<Counts, Status> {
+        let answered = self.committer.hand_in(batch).await?;
+        let outcomes = answered.await.map_err(|_| Status::internal("the change failed unexpectedly"))?;
+        match outcomes.into_iter().next() {
+            Some(Ok(counts)) => Ok(counts),
+            Some(Err(error)) => Err(status(&error)),
+            None => Ok(Counts::default()),
+        }
     }
 
     /// Runs a change where it may block: it writes to disk and waits for workers.
-    async fn change<T: Send + 'static>(
+    pub(super) async fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Host) -> Result<T, HostError> + Send + 'static,
     ) -> Result<T, Status> {
@@ -170,78 +190,6 @@ impl v1::ports_server::Ports for Service {
         let name = request.into_inner().name;
         self.change(move |host| host.remove_port(&name)).await?;
         Ok(Response::new(v1::RemovePortResponse {}))
-    }
-}
-
-#[tonic::async_trait]
-impl v1::rules_server::Rules for Service {
-    async fn load(
-        &self,
-        request: Request<Streaming<v1::LoadRulesRequest>>,
-    ) -> Result<Response<v1::LoadRulesResponse>, Status> {
-        let mut stream = request.into_inner();
-        let (mut offers, mut dry_run) = (Vec::new(), false);
-        // A client that goes away ends the stream with an error: nothing has been changed then.
-        while let Some(part) = stream.message().await? {
-            dry_run |= part.dry_run;
-            for rule in part.rules {
-                offers.push(Offer::new(rule)?);
-            }
-            if offers.len() > crate::counters::MAX_RULES {
-                return Err(HostError::Rule(super::book::RuleError::TooMany { count: offers.len() }).into());
-            }
-        }
-        let (changed, unchanged) = self.change(move |host| host.put_rules(offers, dry_run)).await?;
-        Ok(Response::new(v1::LoadRulesResponse { changed: changed as u64, unchanged: unchanged as u64 }))
-    }
-
-    async fn delete(
-        &self,
-        request: Request<v1::DeleteRulesRequest>,
-    ) -> Result<Response<v1::DeleteRulesResponse>, Status> {
-        let ids = request.into_inner().ids;
-        let deleted = self.change(move |host| host.delete_rules(&ids)).await?;
-        Ok(Response::new(v1::DeleteRulesResponse { deleted: deleted as u64 }))
-    }
-
-    type ListStream = ReceiverStream<Result<v1::RuleStatus, Status>>;
-
-    async fn list(
-        &self,
-        request: Request<v1::ListRulesRequest>,
-    ) -> Result<Response<Self::ListStream>, Status> {
-        let port = request.into_inner().port;
-        let ids = self.host.rule_ids(&port)?;
-        let (sender, receiver) = mpsc::channel(STREAM_BACKLOG);
-        let host = self.host.clone();
-        tokio::task::spawn_blocking(move || {
-            for chunk in ids.chunks(LIST_CHUNK) {
-                let statuses = match host.rules(chunk) {
-                    Ok(statuses) => statuses,
-                    Err(error) => {
-                        // The reader has gone away, or is told; there is no third case.
-                        let _ = sender.blocking_send(Err(error.into()));
-                        return;
-                    }
-                };
-                for status in statuses {
-                    if sender.blocking_send(Ok(status)).is_err() {
-                        return;
-                    }
-                }
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
-    }
-
-    async fn get(&self, request: Request<v1::GetRuleRequest>) -> Result<Response<v1::RuleStatus>, Status> {
-        let id = request.into_inner().id;
-        let found = {
-            let id: Arc<str> = id.as_str().into();
-            self.change(move |host| host.rules(&[id])).await?
-        };
-        let missing = || Status::from(HostError::Rule(super::book::RuleError::NoRule { id }));
-        found.into_iter().next().map(Response::new).ok_or_else(missing)
     }
 }
 

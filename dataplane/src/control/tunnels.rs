@@ -1,11 +1,16 @@
 //! The tunnels that rules lead into: rules with the same outer headers share one.
+//!
+//! A tunnel is what a rule says of it ([`TunnelKey`]); the way to its far end is found here, and found again when uplinks
+//! come or go. So a rule keeps its tunnel whatever happens to the ways, and no rule need be looked at then. A tunnel whose
+//! far end no uplink reaches stands in the table with an uplink that is no port: its packets drop as `port_down`.
 
 use super::resolver::Resolver;
+use super::routes::{Route, Routes};
 use crate::action::{PortId, TunnelRef};
-use crate::rules::rule::Opaque;
-use crate::snapshot::Tunnel;
+use crate::rules::rule::{Forward, Opaque};
+use crate::snapshot::{Tunnel, TunnelTable};
 use crate::wire::vxlan::Template;
-use std::collections::HashMap;
+use hashbrown::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,10 +18,8 @@ use std::time::Instant;
 /// What makes a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TunnelKey {
-    /// The uplink.
-    pub uplink: PortId,
-    /// Outer source.
-    pub source: IpAddr,
+    /// Outer source, where the rule gives it.
+    pub source: Option<IpAddr>,
     /// Outer destination.
     pub remote: IpAddr,
     /// Type and opaque field.
@@ -27,18 +30,32 @@ pub struct TunnelKey {
     pub dscp: u8,
 }
 
+impl From<&Forward> for TunnelKey {
+    fn from(forward: &Forward) -> TunnelKey {
+        let Forward { source, remote, tunnel, ttl, dscp, .. } = *forward;
+        TunnelKey { source, remote, opaque: tunnel, ttl, dscp }
+    }
+}
+
+/// The uplink of a tunnel that none leads to: no port has this number.
+const NOWHERE: PortId = PortId(u16::MAX);
+/// The next hop of such a tunnel.
+const NO_HOP: u32 = u32::MAX;
+
 struct Shared {
-    slot: u32,
+    key: TunnelKey,
     generation: u32,
-    references: usize,
+    references: u32,
+    route: Option<Route>,
     next_hop: u32,
 }
 
 /// The tunnels of a host.
 pub struct Tunnels {
     resolver: Arc<parking_lot::Mutex<Resolver>>,
-    by_key: HashMap<TunnelKey, Shared>,
-    entries: Arc<Vec<Option<Arc<Tunnel>>>>,
+    by_key: HashMap<TunnelKey, u32>,
+    shared: Vec<Option<Shared>>,
+    entries: TunnelTable,
     free: Vec<u32>,
     generation: u32,
 }
@@ -46,84 +63,166 @@ pub struct Tunnels {
 impl Tunnels {
     /// Next hops are resolved by `resolver`.
     pub fn new(resolver: Arc<parking_lot::Mutex<Resolver>>) -> Tunnels {
-        Tunnels { resolver, by_key: HashMap::new(), entries: Arc::default(), free: Vec::new(), generation: 0 }
+        Tunnels {
+            resolver,
+            by_key: HashMap::new(),
+            shared: Vec::new(),
+            entries: TunnelTable::default(),
+            free: Vec::new(),
+            generation: 0,
+        }
     }
 
-    /// The tunnel of that key, with one more reference; `None` where there is no slot for its next hop, or where source and
-    /// remote are of different IP versions.
-    pub fn acquire(&mut self, key: TunnelKey, next_hop: IpAddr, mac: [u8; 6]) -> Option<TunnelRef> {
-        if let Some(shared) = self.by_key.get_mut(&key) {
+    /// Whether a tunnel is there already.
+    pub fn knows(&self, key: &TunnelKey) -> bool {
+        self.by_key.contains_key(key)
+    }
+
+    /// The tunnel of that key, with one more reference.
+    pub fn acquire(&mut self, key: TunnelKey, routes: &Routes) -> TunnelRef {
+        if let Some(slot) = self.by_key.get(&key)
+            && let Some(Some(shared)) = self.shared.get_mut(*slot as usize)
+        {
             shared.references += 1;
-            return Some(TunnelRef { slot: shared.slot, generation: shared.generation });
+            return TunnelRef { slot: *slot, generation: shared.generation };
         }
-        let Opaque::Vxlan(vni) = key.opaque;
-        let template = Template::new(mac, key.source, key.remote, vni, key.ttl, key.dscp)?;
-        let next_hop = self.resolver.lock().acquire(key.uplink, next_hop, Instant::now()).ok()?;
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
-        let entries = Arc::make_mut(&mut self.entries);
         let slot = self.free.pop().unwrap_or_else(|| {
-            entries.push(None);
-            (entries.len() - 1) as u32
+            self.shared.push(None);
+            (self.shared.len() - 1) as u32
         });
-        entries[slot as usize] =
-            Some(Arc::new(Tunnel { generation, template, uplink: key.uplink, next_hop }));
-        self.by_key.insert(key, Shared { slot, generation, references: 1, next_hop });
-        Some(TunnelRef { slot, generation })
+        let (route, next_hop) = self.lead(&key, routes);
+        self.entries.set(slot, tunnel(&key, generation, route, next_hop));
+        self.shared[slot as usize] = Some(Shared { key, generation, references: 1, route, next_hop });
+        self.by_key.insert(key, slot);
+        TunnelRef { slot, generation }
     }
 
-    /// Gives references back. No worker may look at the rules that held them any more.
-    pub fn release(&mut self, keys: &[TunnelKey]) {
-        for key in keys {
-            let Some(shared) = self.by_key.get_mut(key) else { continue };
+    /// The way to a tunnel's far end, and a reference to its next hop.
+    fn lead(&self, key: &TunnelKey, routes: &Routes) -> (Option<Route>, u32) {
+        let hop = |route: &Route| self.resolver.lock().acquire(route.uplink, route.next_hop, Instant::now());
+        match routes.find(key.remote).ok().and_then(|route| Some((route, hop(&route).ok()?))) {
+            Some((route, next_hop)) => (Some(route), next_hop),
+            None => (None, NO_HOP),
+        }
+    }
+
+    /// Gives references back, by slot. No worker may look at the rules that held them any more.
+    pub fn release(&mut self, slots: &[u32]) {
+        for slot in slots {
+            let Some(place) = self.shared.get_mut(*slot as usize) else { continue };
+            let Some(shared) = place else { continue };
             shared.references -= 1;
             if shared.references > 0 {
                 continue;
             }
-            let (slot, next_hop) = (shared.slot, shared.next_hop);
-            self.by_key.remove(key);
-            Arc::make_mut(&mut self.entries)[slot as usize] = None;
-            self.free.push(slot);
-            self.resolver.lock().release(next_hop, Instant::now());
+            let (key, next_hop) = (shared.key, shared.next_hop);
+            *place = None;
+            self.by_key.remove(&key);
+            self.entries.set(*slot, None);
+            self.free.push(*slot);
+            self.release_hops(&[next_hop]);
         }
     }
 
+    /// Gives next hops back that [`Tunnels::find_ways_again`] has left.
+    pub fn release_hops(&self, hops: &[u32]) {
+        let mut resolver = self.resolver.lock();
+        let now = Instant::now();
+        hops.iter().filter(|hop| **hop != NO_HOP).for_each(|hop| resolver.release(*hop, now));
+    }
+
+    /// Finds the way to every tunnel's far end anew, after uplinks have come or gone. Returns the next hops that are left:
+    /// to be released when no worker looks at them; `None` where every way is as it was.
+    pub fn find_ways_again(&mut self, routes: &Routes) -> Option<Vec<u32>> {
+        let mut left = None;
+        for slot in 0..self.shared.len() {
+            let Some(Some(Shared { key, route, generation, .. })) = self.shared.get(slot) else { continue };
+            let (key, generation) = (*key, *generation);
+            if *route == routes.find(key.remote).ok() {
+                continue;
+            }
+            let (route, next_hop) = self.lead(&key, routes);
+            self.entries.set(slot as u32, tunnel(&key, generation, route, next_hop));
+            if let Some(Some(shared)) = self.shared.get_mut(slot) {
+                left.get_or_insert_with(Vec::new).push(std::mem::replace(&mut shared.next_hop, next_hop));
+                shared.route = route;
+            }
+        }
+        left
+    }
+
     /// The tunnels by slot, for a snapshot.
-    pub fn entries(&self) -> Arc<Vec<Option<Arc<Tunnel>>>> {
+    pub fn entries(&self) -> TunnelTable {
         self.entries.clone()
     }
+}
+
+/// What workers see; `None` where source and remote are of different IP versions, which no rule's are.
+fn tunnel(key: &TunnelKey, generation: u32, route: Option<Route>, next_hop: u32) -> Option<Tunnel> {
+    let Opaque::Vxlan(vni) = key.opaque;
+    let (mac, own) = route.map_or(([0; 6], key.remote), |route| (route.mac, route.source));
+    let source = key.source.unwrap_or(own);
+    let template = Template::new(mac, source, key.remote, vni, key.ttl, key.dscp)?;
+    Some(Tunnel { generation, template, uplink: route.map_or(NOWHERE, |route| route.uplink), next_hop })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::routes::Interface;
     use crate::snapshot::Neighbours;
+
+    fn routes(uplinks: &[u16]) -> Routes {
+        let interface = |number: &u16| Interface {
+            uplink: PortId(*number),
+            mac: [2, 0, 0, 0, 0, *number as u8],
+            address: format!("192.0.2.{}/24", number + 1).parse().unwrap(),
+            gateway: None,
+        };
+        Routes { interfaces: uplinks.iter().map(interface).collect() }
+    }
+
+    fn key(vni: u32) -> TunnelKey {
+        let remote = IpAddr::from([192, 0, 2, 200]);
+        TunnelKey { source: None, remote, opaque: Opaque::Vxlan(vni), ttl: 64, dscp: 0 }
+    }
+
+    fn tunnels() -> Tunnels {
+        let resolver = Resolver::new(Arc::new(Neighbours::default()));
+        Tunnels::new(Arc::new(parking_lot::Mutex::new(resolver)))
+    }
 
     #[test]
     fn equal_tunnels_are_shared_and_slots_have_generations() {
-        let resolver = Resolver::new(Arc::new(Neighbours::default()));
-        let mut tunnels = Tunnels::new(Arc::new(parking_lot::Mutex::new(resolver)));
-        let key = |vni| TunnelKey {
-            uplink: PortId(0),
-            source: IpAddr::from([192, 0, 2, 1]),
-            remote: IpAddr::from([192, 0, 2, 2]),
-            opaque: Opaque::Vxlan(vni),
-            ttl: 64,
-            dscp: 0,
-        };
-        let next_hop = IpAddr::from([192, 0, 2, 2]);
-        let first = tunnels.acquire(key(1), next_hop, [2; 6]).unwrap();
-        assert_eq!(tunnels.acquire(key(1), next_hop, [2; 6]), Some(first));
-        let second = tunnels.acquire(key(2), next_hop, [2; 6]).unwrap();
+        let (mut tunnels, routes) = (tunnels(), routes(&[0]));
+        let first = tunnels.acquire(key(1), &routes);
+        assert_eq!(tunnels.acquire(key(1), &routes), first);
+        let second = tunnels.acquire(key(2), &routes);
         assert_ne!(first.slot, second.slot);
-        tunnels.release(&[key(1)]);
-        assert!(tunnels.entries()[first.slot as usize].is_some());
-        tunnels.release(&[key(1)]);
-        assert!(tunnels.entries()[first.slot as usize].is_none());
-        let third = tunnels.acquire(key(3), next_hop, [2; 6]).unwrap();
+        tunnels.release(&[first.slot]);
+        assert!(tunnels.entries().get(first.slot).is_some());
+        tunnels.release(&[first.slot]);
+        assert!(tunnels.entries().get(first.slot).is_none() && !tunnels.knows(&key(1)));
+        let third = tunnels.acquire(key(3), &routes);
         assert_eq!(third.slot, first.slot);
         assert_ne!(third.generation, first.generation);
-        let mixed = TunnelKey { remote: "2001:db8::1".parse().unwrap(), ..key(9) };
-        assert_eq!(tunnels.acquire(mixed, next_hop, [2; 6]), None);
+    }
+
+    #[test]
+    fn a_tunnel_keeps_its_place_when_its_way_changes() {
+        let mut tunnels = tunnels();
+        let made = tunnels.acquire(key(1), &routes(&[]));
+        let uplink = |tunnels: &Tunnels| tunnels.entries().get(made.slot).unwrap().uplink;
+        assert_eq!(uplink(&tunnels), NOWHERE);
+        assert_eq!(tunnels.find_ways_again(&routes(&[])), None);
+        assert_eq!(tunnels.find_ways_again(&routes(&[3])), Some(vec![NO_HOP]));
+        let before = tunnels.entries();
+        assert_eq!(uplink(&tunnels), PortId(3));
+        let left = tunnels.find_ways_again(&routes(&[4, 3])).unwrap();
+        assert_eq!(left, [before.get(made.slot).unwrap().next_hop]);
+        assert_eq!((uplink(&tunnels), before.get(made.slot).unwrap().uplink), (PortId(4), PortId(3)));
+        assert_eq!(tunnels.entries().get(made.slot).unwrap().generation, made.generation);
     }
 }

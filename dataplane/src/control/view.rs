@@ -2,68 +2,122 @@
 //! ports.
 
 use super::crew::Crew;
-use super::host::{Host, HostError, State};
+use super::host::{Host, HostError};
 use super::ports::PortRecord;
 use super::resolver::Resolver;
+use super::segment::Place;
 use crate::action::PortId;
 use crate::counters::PortTotals;
 use crate::snapshot::{MAX_DEVICES, Snapshot};
 use forebay_api::v1;
 use forebay_sriov::PacketPool;
 use parking_lot::Mutex;
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// Looks at a rule that is being moved in the state file: each move takes a change of its own, so two in a row are rare.
+const MOVES: usize = 4;
+
 impl Host {
-    /// Rules with their counters, in the order of their ids.
+    /// Rules with their counters, in the order of these ids; those that are gone are left out.
     ///
     /// # Errors
     /// The state cannot be read.
     pub fn rules(&self, ids: &[Arc<str>]) -> Result<Vec<v1::RuleStatus>, HostError> {
-        let messages = self.store.rules_by_id(ids.iter().map(|id| &**id))?;
-        let state = self.state.lock();
-        let statuses = messages.into_iter().map(|rule| {
-            let (packets, bytes) = state.book.slot(&rule.id).map_or((0, 0), |slot| rule_counts(&state, slot));
-            v1::RuleStatus { rule: Some(rule), packets, bytes }
-        });
-        Ok(statuses.collect())
+        let mut statuses: Vec<Option<v1::RuleStatus>> = vec![None; ids.len()];
+        let mut missing: Vec<usize> = (0..ids.len()).collect();
+        // A rule that was moved in the file between the two looks is looked for once more.
+        for _ in 0..MOVES {
+            let found: Vec<(usize, u32, Place)> = {
+                let book = self.book.lock();
+                let place = |index: &usize| {
+                    let (slot, place) = book.in_force(&ids[*index])?;
+                    Some((*index, slot, place))
+                };
+                missing.iter().filter_map(place).collect()
+            };
+            let places: Vec<Place> = found.iter().map(|(.., place)| *place).collect();
+            missing.clear();
+            for ((index, slot, _), rule) in found.into_iter().zip(self.store.rules_at(&places)?) {
+                // The slot's place may be another rule's by now.
+                match rule.filter(|rule| rule.id == *ids[index]) {
+                    Some(rule) => {
+                        let (packets, bytes) = self.rule_counts(slot);
+                        statuses[index] = Some(v1::RuleStatus { rule: Some(rule), packets, bytes });
+                    }
+                    None => missing.push(index),
+                }
+            }
+            if missing.is_empty() {
+                break;
+            }
+        }
+        Ok(statuses.into_iter().flatten().collect())
     }
 
-    /// Ids of a port's egress rules, or of all rules, sorted.
+    /// Ids of a port's egress rules, or of all rules, sorted. Rules that come or go while they are gathered may be there or
+    /// not.
     ///
     /// # Errors
     /// There is no such port.
     pub fn rule_ids(&self, port: &str) -> Result<Vec<Arc<str>>, HostError> {
-        let state = self.state.lock();
-        if port.is_empty() {
-            return Ok(state.book.ids(None));
-        }
-        if !state.ports.by_name.contains_key(port) {
+        if !port.is_empty() && !self.ports.read().by_name.contains_key(port) {
             return Err(HostError::NoPort { port: port.to_owned() });
         }
-        Ok(state.book.ids(Some(port)))
+        let name = if port.is_empty() { None } else { self.book.lock().names.find(port) };
+        let mut ids = Vec::new();
+        for chunk in 0.. {
+            // A lock for each chunk: a change need not wait for a list of a million rules.
+            let Some(found) = self.book.lock().ids(chunk, name) else { break };
+            ids.extend(found);
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
     }
 
     /// Calls `visit` with every port and what it has counted, in the order of names.
     pub fn visit_ports<T>(&self, mut visit: impl FnMut(&PortRecord, PortTotals, usize) -> T) -> Vec<T> {
-        let state = self.state.lock();
-        let all = state.ports.by_name.values();
+        let ports = self.ports.read();
+        let crew = self.crew.lock();
+        let all = ports.by_name.values();
         all.map(|record| {
-            let totals = totals(&state, record.id).since(&record.baseline);
-            visit(record, totals, state.book.mention_count(&record.config.name))
+            let totals = totals(crew.as_ref(), record.id).since(&record.baseline);
+            visit(record, totals, record.mentions.count())
         })
         .collect()
     }
 
     /// Calls `look` with the workers, if they run.
     pub fn with_crew<T>(&self, look: impl FnOnce(&Crew) -> T) -> Option<T> {
-        self.state.lock().crew.as_ref().map(look)
+        self.crew.lock().as_ref().map(look)
+    }
+
+    /// What fingerprints of rules are made with.
+    pub fn fingerprints(&self) -> RandomState {
+        self.book.lock().fingerprints()
     }
 
     /// The number of rules.
     pub fn rule_count(&self) -> usize {
-        self.state.lock().book.len()
+        self.rules.load(Ordering::Relaxed)
+    }
+
+    fn rule_counts(&self, slot: u32) -> (u64, u64) {
+        let (packets, bytes) = raw_rule_counts(self.crew.lock().as_ref(), slot);
+        let (before_packets, before_bytes) = self.baselines.lock().get(slot);
+        (packets.saturating_sub(before_packets), bytes.saturating_sub(before_bytes))
+    }
+
+    /// Rules in these slots count from zero, whoever had the slots before.
+    pub(super) fn start_rule_counters(&self, slots: impl Iterator<Item = u32>) {
+        let crew = self.crew.lock();
+        let mut baselines = self.baselines.lock();
+        for slot in slots {
+            baselines.set(slot, raw_rule_counts(crew.as_ref(), slot));
+        }
     }
 
     /// The host's name.
@@ -93,8 +147,8 @@ impl Host {
 
     /// Asks every device for its link, and tells the workers. Returns the ports that went up or down.
     pub fn watch_links(&self) -> Vec<(String, bool)> {
-        let Some(state) = self.state.try_lock() else { return Vec::new() };
-        let records = || state.ports.by_name.values();
+        let ports = self.ports.read();
+        let records = || ports.by_name.values();
         let mut links = [true; MAX_DEVICES];
         for device in records().filter_map(|record| record.device.as_ref()) {
             if let Some(link) = links.get_mut(usize::from(device.id())) {
@@ -113,9 +167,9 @@ impl Host {
 }
 
 /// What all workers have counted for a port number.
-pub(super) fn totals(state: &State, id: PortId) -> PortTotals {
+pub(super) fn totals(crew: Option<&Crew>, id: PortId) -> PortTotals {
     let mut totals = PortTotals::default();
-    for member in state.crew.iter().flat_map(Crew::members) {
+    for member in crew.into_iter().flat_map(Crew::members) {
         if let Some(counters) = member.figures.tally.ports.get(id.index()) {
             totals.add(counters);
         }
@@ -123,16 +177,10 @@ pub(super) fn totals(state: &State, id: PortId) -> PortTotals {
     totals
 }
 
-pub(super) fn raw_rule_counts(state: &State, slot: u32) -> (u64, u64) {
-    let counters =
-        state.crew.iter().flat_map(Crew::members).filter_map(|member| member.figures.tally.rules.get(slot));
+fn raw_rule_counts(crew: Option<&Crew>, slot: u32) -> (u64, u64) {
+    let members = crew.into_iter().flat_map(Crew::members);
+    let counters = members.filter_map(|member| member.figures.tally.rules.get(slot));
     counters.fold((0, 0), |(packets, bytes), counter| {
         (packets + counter.packets.get(), bytes + counter.bytes.get())
     })
-}
-
-fn rule_counts(state: &State, slot: u32) -> (u64, u64) {
-    let (packets, bytes) = raw_rule_counts(state, slot);
-    let (before_packets, before_bytes) = state.rule_baselines.get(slot as usize).copied().unwrap_or_default();
-    (packets - before_packets, bytes - before_bytes)
 }

@@ -1,10 +1,10 @@
 //! A rule in its typed form: parsed once from the control API's message, free of anything to check afterwards.
 
+use forebay_api::rule_view::{ActionView, MatchView, RuleView, TunnelView};
 use forebay_api::v1;
-use forebay_api::validate::MacAddr;
+use forebay_api::validate::{self, MacAddr, ValueError};
 use ipnet::IpNet;
 use std::net::IpAddr;
-use std::str::FromStr;
 use std::sync::Arc;
 
 /// What matches, how it ranks, what is done.
@@ -129,24 +129,25 @@ pub struct NotCanonical {
 }
 
 /// Parses a text field; empty is absent.
-fn text<T: FromStr>(text: &str, field: &'static str) -> Result<Option<T>, &'static str> {
-    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(|_| field) }
+fn text<T>(
+    text: &str,
+    parse: impl FnOnce(&str) -> Result<T, ValueError>,
+    field: &'static str,
+) -> Result<Option<T>, &'static str> {
+    if text.is_empty() { Ok(None) } else { parse(text).map(Some).map_err(|_| field) }
 }
 
 fn number<T: TryFrom<u32>>(value: Option<u32>, field: &'static str) -> Result<Option<T>, &'static str> {
     value.map(T::try_from).transpose().map_err(|_| field)
 }
 
-fn opaque(tunnel: Option<&v1::Tunnel>) -> Result<Opaque, &'static str> {
-    match tunnel.and_then(|tunnel| tunnel.kind.as_ref()) {
-        Some(v1::tunnel::Kind::Vxlan(vxlan)) => Ok(Opaque::Vxlan(vxlan.vni)),
-        None => Err("tunnel"),
-    }
+fn opaque(tunnel: Option<TunnelView>) -> Result<Opaque, &'static str> {
+    tunnel.map(|TunnelView::Vxlan(vni)| Opaque::Vxlan(vni)).ok_or("tunnel")
 }
 
-fn ports(range: Option<&v1::PortRange>, field: &'static str) -> Result<Option<(u16, u16)>, &'static str> {
-    let Some(range) = range else { return Ok(None) };
-    match (range.first.try_into(), range.last.try_into()) {
+fn ports(range: Option<(u32, u32)>, field: &'static str) -> Result<Option<(u16, u16)>, &'static str> {
+    let Some((first, last)) = range else { return Ok(None) };
+    match (first.try_into(), last.try_into()) {
         (Ok(first), Ok(last)) => Ok(Some((first, last))),
         _ => Err(field),
     }
@@ -158,39 +159,48 @@ impl Rule {
     /// # Errors
     /// A field that a canonical message cannot have.
     pub fn from_canonical(message: &v1::Rule) -> Result<Rule, NotCanonical> {
-        let parse = || -> Result<Rule, &'static str> {
-            let scope = match &message.ingress {
+        Rule::from_view(&RuleView::of(message), |name| name.into())
+    }
+
+    /// Parses the view of a rule in canonical form. Port names are made by `name`, which can share them between rules.
+    ///
+    /// # Errors
+    /// A field that a canonical rule cannot have.
+    pub fn from_view(
+        view: &RuleView<'_>,
+        mut name: impl FnMut(&str) -> Arc<str>,
+    ) -> Result<Rule, NotCanonical> {
+        let mut parse = || -> Result<Rule, &'static str> {
+            let scope = match &view.ingress {
                 Some(ingress) => Scope::Ingress(Ingress {
-                    tunnel: opaque(ingress.tunnel.as_ref())?,
-                    local: text(&ingress.local, "ingress.local")?,
-                    remote: text(&ingress.remote, "ingress.remote")?,
-                    uplink: (!ingress.uplink.is_empty()).then(|| ingress.uplink.as_str().into()),
+                    tunnel: opaque(ingress.tunnel)?,
+                    local: text(ingress.local, validate::address, "ingress.local")?,
+                    remote: text(ingress.remote, validate::prefix, "ingress.remote")?,
+                    uplink: (!ingress.uplink.is_empty()).then(|| name(ingress.uplink)),
                 }),
-                None => Scope::Egress(message.port.as_str().into()),
+                None => Scope::Egress(name(view.port)),
             };
-            let matches =
-                message.r#match.as_ref().map(Match::from_canonical).transpose()?.unwrap_or_default();
-            let kind = message.action.as_ref().and_then(|action| action.kind.as_ref());
-            let action = RuleAction::from_canonical(kind.ok_or("action")?)?;
-            Ok(Rule { id: message.id.as_str().into(), scope, priority: message.priority, matches, action })
+            let matches = view.matches.as_ref().map(Match::from_view).transpose()?.unwrap_or_default();
+            let action = RuleAction::from_view(view.action.as_ref().ok_or("action")?, &mut name)?;
+            Ok(Rule { id: view.id.into(), scope, priority: view.priority, matches, action })
         };
-        parse().map_err(|field| NotCanonical { id: message.id.clone(), field })
+        parse().map_err(|field| NotCanonical { id: view.id.to_owned(), field })
     }
 }
 
 impl Match {
-    fn from_canonical(message: &v1::Match) -> Result<Match, &'static str> {
+    fn from_view(view: &MatchView<'_>) -> Result<Match, &'static str> {
         Ok(Match {
-            dst_mac: text(&message.dst_mac, "match.dst_mac")?,
-            src_mac: text(&message.src_mac, "match.src_mac")?,
-            ethertype: number(message.ethertype, "match.ethertype")?,
-            vlan: number(message.vlan, "match.vlan")?,
-            src: text(&message.src, "match.src")?,
-            dst: text(&message.dst, "match.dst")?,
-            proto: number(message.proto, "match.proto")?,
-            src_port: ports(message.src_port.as_ref(), "match.src_port")?,
-            dst_port: ports(message.dst_port.as_ref(), "match.dst_port")?,
-            dscp: number(message.dscp, "match.dscp")?,
+            dst_mac: text(view.dst_mac, validate::mac, "match.dst_mac")?,
+            src_mac: text(view.src_mac, validate::mac, "match.src_mac")?,
+            ethertype: number(view.ethertype, "match.ethertype")?,
+            vlan: number(view.vlan, "match.vlan")?,
+            src: text(view.src, validate::prefix, "match.src")?,
+            dst: text(view.dst, validate::prefix, "match.dst")?,
+            proto: number(view.proto, "match.proto")?,
+            src_port: ports(view.src_port, "match.src_port")?,
+            dst_port: ports(view.dst_port, "match.dst_port")?,
+            dscp: number(view.dscp, "match.dscp")?,
         })
     }
 
@@ -201,24 +211,28 @@ impl Match {
 }
 
 impl RuleAction {
-    fn from_canonical(kind: &v1::action::Kind) -> Result<RuleAction, &'static str> {
-        Ok(match kind {
-            v1::action::Kind::Forward(forward) => RuleAction::Forward(Forward {
-                tunnel: opaque(forward.tunnel.as_ref())?,
-                remote: text(&forward.remote, "action.forward.remote")?.ok_or("action.forward.remote")?,
-                source: text(&forward.source, "action.forward.source")?,
+    fn from_view(
+        view: &ActionView<'_>,
+        mut name: impl FnMut(&str) -> Arc<str>,
+    ) -> Result<RuleAction, &'static str> {
+        Ok(match view {
+            ActionView::Forward(forward) => RuleAction::Forward(Forward {
+                tunnel: opaque(forward.tunnel)?,
+                remote: text(forward.remote, validate::address, "action.forward.remote")?
+                    .ok_or("action.forward.remote")?,
+                source: text(forward.source, validate::address, "action.forward.source")?,
                 ttl: number(forward.ttl, "action.forward.ttl")?.unwrap_or(DEFAULT_TTL),
                 dscp: number(forward.dscp, "action.forward.dscp")?.unwrap_or(0),
-                inner_dst_mac: text(&forward.inner_dst_mac, "action.forward.inner_dst_mac")?,
+                inner_dst_mac: text(forward.inner_dst_mac, validate::mac, "action.forward.inner_dst_mac")?,
                 push_vlan: number(forward.push_vlan, "action.forward.push_vlan")?,
             }),
-            v1::action::Kind::Deliver(deliver) => RuleAction::Deliver {
-                port: deliver.port.as_str().into(),
-                pop_vlan: deliver.pop_vlan,
-                push_vlan: number(deliver.push_vlan, "action.deliver.push_vlan")?,
+            ActionView::Deliver { port, pop_vlan, push_vlan } => RuleAction::Deliver {
+                port: name(port),
+                pop_vlan: *pop_vlan,
+                push_vlan: number(*push_vlan, "action.deliver.push_vlan")?,
             },
-            v1::action::Kind::Trap(_) => RuleAction::Trap,
-            v1::action::Kind::Drop(_) => RuleAction::Drop,
+            ActionView::Trap => RuleAction::Trap,
+            ActionView::Drop => RuleAction::Drop,
         })
     }
 }

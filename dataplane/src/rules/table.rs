@@ -285,7 +285,10 @@ mod tests {
             let mut key = Key::ethernet(1, 2, 0x0800, 0);
             let low = |bits: u32, noise: u32| 0x0a00_0000 | (bits ^ noise >> (noise & 31)) & 0x0103_ffff;
             key.set_ipv4(low(*c, *d), low(*b, *a), if a & 0x4000 == 0 { 6 } else { 17 }, 0);
-            key.set_ports((b.rotate_left(7) >> 16) as u16, (d >> 16) as u16 + (a >> 8) as u16 % 3);
+            key.set_ports(
+                (b.rotate_left(7) >> 16) as u16,
+                ((d >> 16) as u16).wrapping_add((a >> 8) as u16 % 3),
+            );
             key
         });
         (rules.collect(), keys.collect())

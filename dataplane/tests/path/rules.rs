@@ -9,7 +9,7 @@ use forebay_dataplane::rules::key::KEY_WORDS;
 use forebay_dataplane::rules::pattern::{INGRESS_WORDS, Pattern, opaque_bits, precedence};
 use forebay_dataplane::rules::rule::{Forward, Opaque, Rule, RuleAction, Scope};
 use forebay_dataplane::rules::table::{Table, TableRule};
-use forebay_dataplane::snapshot::Tunnel;
+use forebay_dataplane::snapshot::{Tunnel, TunnelTable};
 use forebay_dataplane::wire::vxlan::Template;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -67,7 +67,7 @@ impl Hops {
 pub struct Plan {
     pub egress: HashMap<PortId, Arc<Table<KEY_WORDS>>>,
     pub ingress: Arc<Table<INGRESS_WORDS>>,
-    pub tunnels: Arc<Vec<Option<Arc<Tunnel>>>>,
+    pub tunnels: TunnelTable,
     pub known_tunnels: Arc<HashSet<u64>>,
     pub hops: Hops,
     pub slots: Vec<u32>,
@@ -106,7 +106,7 @@ pub fn tables(change: impl Fn(&str) -> &str) -> Plan {
         let rule = Rule::from_canonical(&parse_rule(line).unwrap()).unwrap();
         let action = match &rule.action {
             RuleAction::Forward(forward) => {
-                tunnels.push(Some(Arc::new(tunnel(forward, &mut plan.hops))));
+                tunnels.push(Some(tunnel(forward, &mut plan.hops)));
                 let tunnel = TunnelRef { slot: tunnels.len() as u32 - 1, generation: 1 };
                 let inner_dst_mac = forward.inner_dst_mac.map(|mac| mac.0);
                 Action::Forward { tunnel, inner_dst_mac, push_vlan: forward.push_vlan.unwrap_or(0) }
@@ -137,7 +137,7 @@ pub fn tables(change: impl Fn(&str) -> &str) -> Plan {
     }
     plan.egress = egress.into_iter().map(|(port, rules)| (port, Arc::new(Table::compile(rules)))).collect();
     plan.ingress = Arc::new(Table::compile(ingress));
-    plan.tunnels = Arc::new(tunnels);
+    plan.tunnels = tunnels.into_iter().collect();
     plan.known_tunnels = Arc::new(known);
     plan
 }

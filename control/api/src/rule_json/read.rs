@@ -3,6 +3,7 @@
 
 use crate::json::{Entries, Node, find, find_text, parse, read_object};
 use crate::rule_check;
+use crate::rule_view::RuleView;
 use crate::spec_error::{At, FieldError, Problem, SpecError};
 use crate::v1;
 use crate::validate::{self, ValueError, shown};
@@ -45,6 +46,21 @@ pub fn parse_rule(text: &str) -> Result<v1::Rule, SpecError> {
     })?;
     rule_check::canonical(&mut rule)?;
     Ok(rule)
+}
+
+/// Reads one rule as [`parse_rule`] does, and appends it to `out` as an encoded message.
+///
+/// # Errors
+/// As [`parse_rule`]; nothing is appended then.
+pub fn encode_rule(text: &str, out: &mut Vec<u8>) -> Result<(), SpecError> {
+    if text.len() <= MAX_RULE_BYTES
+        && let Some(view) = super::fast::read(text)
+    {
+        view.encode(out);
+        return Ok(());
+    }
+    RuleView::of(&parse_rule(text)?).encode(out);
+    Ok(())
 }
 
 fn object(text: &str) -> Result<Entries<'_>, FieldError> {
