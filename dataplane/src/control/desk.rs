@@ -135,3 +135,222 @@ impl Desk {
         self.snapshot.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, PortKind as Kind};
+    use crate::control::book::{PortKind, Staged, Step};
+    use crate::control::names::Mentions;
+    use crate::control::ports::{PortSource, Ports};
+    use crate::control::resolver::Resolver;
+    use crate::control::rule_check::refer;
+    use crate::counters::PortTotals;
+    use crate::rules::key::Key;
+    use crate::rules::rule::Rule;
+    use crate::rules::rule::tests::rule;
+    use crate::snapshot::Neighbours;
+    use forebay_api::v1;
+    use parking_lot::Mutex;
+    use std::sync::atomic::AtomicBool;
+
+    /// A desk with the uplink "up" and the tenants "a" and "b", and nothing behind them.
+    struct Room {
+        desk: Desk,
+        book: Mutex<Book>,
+        ports: Ports,
+    }
+
+    fn spec(name: &str, id: u8) -> v1::PortSpec {
+        let uplink = name.starts_with("up");
+        v1::PortSpec {
+            name: name.into(),
+            kind: if uplink { v1::PortKind::Uplink } else { v1::PortKind::Vf }.into(),
+            device: "null:".into(),
+            ipv4: if uplink { format!("192.0.{id}.1/24") } else { String::new() },
+            mac: format!("02:00:00:00:00:0{id}"),
+            ip: if uplink { Vec::new() } else { vec!["10.0.0.1".into()] },
+            ..v1::PortSpec::default()
+        }
+    }
+
+    impl Room {
+        fn new() -> Room {
+            let resolver = Arc::new(Mutex::new(Resolver::new(Arc::new(Neighbours::default()))));
+            let desk = Desk::new(Tunnels::new(resolver));
+            let mut room = Room { desk, book: Mutex::default(), ports: Ports::default() };
+            for (id, name) in (0..).zip(["up", "a", "b"]) {
+                room.add(name, id);
+            }
+            room
+        }
+
+        fn add(&mut self, name: &str, id: u8) {
+            let config = config::port_from_spec(&spec(name, id)).unwrap();
+            let kind = if matches!(config.kind, Kind::Vf(_)) { PortKind::Vf } else { PortKind::Uplink };
+            self.ports.insert(PortRecord {
+                id: PortId(u16::from(id)),
+                config,
+                source: PortSource::Control,
+                device: None,
+                device_id: u16::from(id),
+                mac: [2, 0, 0, 0, 0, id],
+                up: Arc::new(AtomicBool::new(true)),
+                baseline: PortTotals::default(),
+                mentions: Mentions::default(),
+            });
+            self.book.lock().names.set_port(name, Some((PortId(u16::from(id)), kind)));
+            self.desk.routes = self.ports.routes();
+            let moved = self.desk.tunnels.find_ways_again(&self.desk.routes).is_some();
+            self.redraw_ports(moved);
+        }
+
+        fn redraw_ports(&mut self, moved: bool) {
+            let applied = Applied::default();
+            let devices = self.ports.devices();
+            self.desk.redraw_ports(&self.ports.by_name, devices, &applied, moved, &self.book.lock());
+        }
+
+        /// Stages rules to put and ids to delete.
+        fn stage(&mut self, puts: &[Rule], deletes: &[&str]) -> (Vec<Step>, Vec<Option<usize>>) {
+            let mut book = self.book.lock();
+            let (mut steps, mut rules) = (Vec::new(), Vec::new());
+            for id in deletes {
+                steps.push(book.stage_delete(id).unwrap());
+                rules.push(None);
+            }
+            for (index, rule) in puts.iter().enumerate() {
+                let references = refer(rule, &mut book.names);
+                let fingerprint = u64::from(rule.priority);
+                if let Staged::Step(step) = book.stage_put(rule, fingerprint, references).unwrap() {
+                    steps.push(step);
+                    rules.push(Some(index));
+                }
+            }
+            (steps, rules)
+        }
+
+        fn change(&mut self, puts: &[Rule], deletes: &[&str]) {
+            let (steps, rules) = self.stage(puts, deletes);
+            let rule_of = |index: usize| rules[index].map(|rule| &puts[rule]);
+            let Desk { tables, tunnels, routes, .. } = &mut self.desk;
+            let mut applied = tables.apply(&steps, rule_of, &self.book, tunnels, routes);
+            tables.compile(&mut applied, &steps, rule_of);
+            self.desk.redraw(&applied, &self.book.lock());
+            self.desk.tunnels.release(&applied.released);
+            self.book.lock().settle(&steps);
+        }
+
+        /// The generations of "a", of "b" and of the ingress rules.
+        fn generations(&self) -> [u32; 3] {
+            let of = |id| match &self.desk.snapshot.port(PortId(id)).unwrap().role {
+                PortRole::Vf(vf) => vf.generation,
+                PortRole::Uplink(_) => panic!("an uplink"),
+            };
+            [of(1), of(2), self.desk.snapshot.ingress_generation]
+        }
+
+        /// What changed with the last change: "a", "b", the ingress rules.
+        fn moved(&mut self, change: impl FnOnce(&mut Room)) -> [bool; 3] {
+            let before = self.generations();
+            change(self);
+            let after = self.generations();
+            [0, 1, 2].map(|index| {
+                assert!(after[index] >= before[index], "generations only grow");
+                before[index] != after[index]
+            })
+        }
+
+        fn rules_of(&self, port: u16) -> usize {
+            match &self.desk.snapshot.port(PortId(port)).unwrap().role {
+                PortRole::Vf(vf) => vf.rules.len(),
+                PortRole::Uplink(_) => self.desk.snapshot.ingress.len(),
+            }
+        }
+    }
+
+    fn forward(id: &str, port: &str, priority: u32) -> Rule {
+        rule(&format!(
+            r#"{{"id":"{id}","port":"{port}","priority":{priority},"match":{{"dst":"10.0.{priority}.0/24"}},"action":{{"forward":{{"tunnel":"vxlan","vni":{priority},"remote":"192.0.0.9"}}}}}}"#
+        ))
+    }
+
+    fn ingress(id: &str, vni: u32, local: &str) -> Rule {
+        rule(&format!(
+            r#"{{"id":"{id}","ingress":{{"tunnel":"vxlan","vni":{vni},"local":"{local}"}},"match":{{}},"action":{{"deliver":{{"port":"a"}}}}}}"#
+        ))
+    }
+
+    #[test]
+    fn only_what_a_change_touches_gets_a_new_generation() {
+        let mut room = Room::new();
+        assert_eq!(room.moved(|room| room.change(&[forward("1", "a", 1)], &[])), [true, false, false]);
+        assert_eq!(room.moved(|room| room.change(&[forward("2", "b", 2)], &[])), [false, true, false]);
+        assert_eq!(
+            room.moved(|room| room.change(&[ingress("3", 7, "192.0.0.7")], &[])),
+            [false, false, true]
+        );
+        assert_eq!(room.moved(|room| room.change(&[forward("1", "a", 3)], &["2"])), [true, true, false]);
+        assert_eq!(room.moved(|room| room.change(&[forward("1", "b", 3)], &[])), [true, true, false]);
+        assert_eq!((room.rules_of(0), room.rules_of(1), room.rules_of(2)), (1, 0, 1));
+        // The uplink of another network leaves all ways as they are.
+        assert_eq!(room.moved(|room| room.add("up2", 3)), [false, false, true]);
+        assert_eq!(room.moved(|room| room.add("c", 4)), [false, false, false]);
+        let gone = |room: &mut Room| {
+            room.ports.remove("up");
+            room.desk.routes = room.ports.routes();
+            let moved = room.desk.tunnels.find_ways_again(&room.desk.routes).is_some();
+            room.redraw_ports(moved);
+        };
+        assert_eq!(room.moved(gone), [true, true, true]);
+    }
+
+    #[test]
+    fn ingress_rules_make_tunnels_known_and_addresses_answered() {
+        let mut room = Room::new();
+        let locals = |room: &Room| match &room.desk.snapshot.port(PortId(0)).unwrap().role {
+            PortRole::Uplink(uplink) => uplink.locals.len(),
+            PortRole::Vf(_) => panic!("a tenant"),
+        };
+        room.change(
+            &[ingress("1", 7, "192.0.0.7"), ingress("2", 8, "192.0.0.7"), ingress("3", 8, "2001:db8::8")],
+            &[],
+        );
+        assert_eq!((room.desk.snapshot.known_tunnels.len(), locals(&room)), (2, 3));
+        room.change(&[], &["3"]);
+        assert_eq!((room.desk.snapshot.known_tunnels.len(), locals(&room)), (2, 2));
+        room.change(&[], &["2"]);
+        assert_eq!((room.desk.snapshot.known_tunnels.len(), locals(&room)), (1, 2));
+        room.change(&[], &["1"]);
+        assert_eq!((room.desk.snapshot.known_tunnels.len(), locals(&room), room.rules_of(0)), (0, 1, 0));
+    }
+
+    #[test]
+    fn a_change_that_is_not_stored_leaves_the_tables_as_they_were() {
+        let mut room = Room::new();
+        room.change(&[forward("1", "a", 1), ingress("2", 7, "192.0.0.7")], &[]);
+        let puts = [forward("1", "a", 5), forward("3", "b", 3), ingress("4", 9, "192.0.0.9")];
+        let (steps, rules) = room.stage(&puts, &["2"]);
+        let rule_of = |index: usize| rules[index].map(|rule| &puts[rule]);
+        let Desk { tables, tunnels, routes, .. } = &mut room.desk;
+        let mut applied = tables.apply(&steps, rule_of, &room.book, tunnels, routes);
+        tables.compile(&mut applied, &steps, rule_of);
+        tables.revert(applied, tunnels);
+        room.book.lock().undo(&steps);
+        room.desk.redraw(&Applied::default(), &room.book.lock());
+        let mut key = Key::ethernet(1, 2, 0x0800, 0);
+        key.set_ipv4(1, 0x0a00_0101, 6, 0);
+        let table = room.desk.tables.egress(room.book.lock().names.number("a"));
+        assert!(table.lookup(&key.0).is_some());
+        assert_eq!((table.len(), room.desk.tables.ingress.len()), (1, 1));
+        assert_eq!(room.desk.tables.egress(room.book.lock().names.number("b")).len(), 0);
+        assert_eq!(room.desk.tables.scopes.known().len(), 1);
+        assert!(!room.desk.tunnels.knows(&match &puts[0].action {
+            crate::rules::rule::RuleAction::Forward(forward) => forward.into(),
+            _ => panic!("not forward"),
+        }));
+        // And the same change can be made afterwards.
+        room.change(&puts, &["2"]);
+        assert_eq!((room.rules_of(0), room.rules_of(1), room.rules_of(2)), (1, 1, 1));
+    }
+}
