@@ -152,6 +152,7 @@ mod tests {
     use crate::snapshot::Neighbours;
     use forebay_api::v1;
     use parking_lot::Mutex;
+    use std::hash::BuildHasher;
     use std::sync::atomic::AtomicBool;
 
     /// A desk with the uplink "up" and the tenants "a" and "b", and nothing behind them.
@@ -221,7 +222,7 @@ mod tests {
             }
             for (index, rule) in puts.iter().enumerate() {
                 let references = refer(rule, &mut book.names);
-                let fingerprint = u64::from(rule.priority);
+                let fingerprint = book.fingerprints().hash_one(format!("{rule:?}"));
                 if let Staged::Step(step) = book.stage_put(rule, fingerprint, references).unwrap() {
                     steps.push(step);
                     rules.push(Some(index));
