@@ -21,8 +21,9 @@ use tonic::transport::Server;
 const EXIT_WRONG: u8 = 2;
 /// The control socket: owner and group may use it.
 const SOCKET_MODE: u32 = 0o660;
-/// What a client may send before it must wait for us: a few milliseconds' worth of a load over a Unix socket.
-const WINDOW_BYTES: u32 = 4 << 20;
+/// What a client may send before it must wait for us: a millisecond or two of a load, and no more than some ten thousand
+/// changes of a stream, since what waits here is what a change waits for.
+const WINDOW_BYTES: u32 = 1 << 20;
 /// The longest HTTP/2 frame that we take: the default of 16 KiB costs 60 frames a message of a load.
 const FRAME_BYTES: u32 = 1 << 20;
 /// How long open calls may take to end when the host stops.

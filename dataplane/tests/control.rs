@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use forebay_api::{change, client, v1};
+use forebay_dataplane::control::segment::Entry;
+use forebay_dataplane::control::store::Store;
+use prost::Message;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,7 +22,13 @@ struct Daemon {
 
 impl Daemon {
     fn start() -> Daemon {
+        Daemon::start_with(|_| ())
+    }
+
+    /// Starts with what `prepare` leaves in the state directory.
+    fn start_with(prepare: impl FnOnce(&Path)) -> Daemon {
         let directory = tempfile::tempdir().unwrap();
+        prepare(&directory.path().join("state"));
         let [state, socket] = ["state", "s.sock"].map(|name| directory.path().join(name));
         let text = format!(
             "[host]\nname = \"t\"\nstate = {state:?}\n[control]\nsocket = {socket:?}\n\
@@ -215,4 +224,45 @@ async fn what_a_stream_changed_is_there_after_a_kill() {
     assert_eq!(rules(&mut client).await, before);
     let stats = client.stats.get(v1::GetStatsRequest::default()).await.unwrap().into_inner();
     assert_eq!(stats.rules, 2000);
+}
+
+#[tokio::test]
+async fn a_rule_that_cannot_be_read_stays_in_the_file() {
+    // Of a newer program: it says what to do in words that this one does not know.
+    let unreadable = v1::Rule { id: "x".into(), port: "vm1".into(), ..v1::Rule::default() };
+    let mut daemon = Daemon::start_with(|state| {
+        let store = Store::open(state).unwrap();
+        let mut change = store.change();
+        change.rows.put(&unreadable.encode_to_vec());
+        for priority in 1..=9000 {
+            change.rows.put(&canonical(drop_rule("a", "vm1", priority)));
+        }
+        store.write(&change).unwrap();
+    });
+    let mut client = client::connect(&daemon.socket()).await.unwrap();
+    assert_eq!(rules(&mut client).await, [("a".to_owned(), 9000)]);
+    // Each change cleans a piece of the log.
+    for number in 1..=12 {
+        let load = v1::LoadRulesRequest::new([&drop_rule("b", "vm1", number)], false);
+        client.rules.load(tokio_stream::once(load)).await.unwrap();
+    }
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    let store = Store::open(&daemon.directory.path().join("state")).unwrap();
+    let mut ids = Vec::new();
+    let see = |_, entry: Entry<'_>| {
+        if let Entry::Put(rule) = entry {
+            ids.push(v1::Rule::decode(rule).unwrap().id);
+        }
+    };
+    store.replay(see).unwrap();
+    let count = |wanted: &str| ids.iter().filter(|id| *id == wanted).count();
+    assert_eq!(count("x"), 1);
+    assert!(count("a") >= 1 && ids.len() < 5000, "{} entries", ids.len());
+}
+
+/// The rule as the daemon stores it.
+fn canonical(mut rule: v1::Rule) -> Vec<u8> {
+    forebay_api::rule_check::canonical(&mut rule).unwrap();
+    rule.encode_to_vec()
 }

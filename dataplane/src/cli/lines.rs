@@ -59,7 +59,7 @@ impl<R: BufRead> Lines<R> {
             if chunk.is_empty() {
                 return Ok(!self.buffer.is_empty());
             }
-            let end = chunk.iter().position(|byte| *byte == b'\n');
+            let end = memchr::memchr(b'\n', chunk);
             let taken = end.map_or(chunk.len(), |end| end + 1);
             // A rule of exactly the limit, and its line end.
             if self.buffer.len() + taken > MAX_RULE_BYTES + 2 {

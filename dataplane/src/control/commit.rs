@@ -19,8 +19,11 @@ use super::tables::Applied;
 use crate::action::PortId;
 use crate::rules::rule::{Rule, RuleAction};
 use forebay_api::rule_view::RuleView;
+use forebay_api::v1;
 use forebay_pipeline::memory::give_memory_back;
 use hashbrown::{HashMap, HashSet};
+use prost::Message;
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -60,8 +63,12 @@ struct Room {
     taken: HashSet<(PortId, IpAddr)>,
 }
 
-/// Rules that were moved in the state file.
-type Moves = Vec<(u32, Place)>;
+/// Rules that were moved in the state file: those in force by slot, and those that cannot be read by their old place.
+#[derive(Default)]
+struct Moves {
+    rules: Vec<(u32, Place)>,
+    unreadable: Vec<(Place, Place)>,
+}
 
 impl Host {
     /// Carries out the requests of a group, in order. Returns when they are durable and in force, with an outcome for each
@@ -236,25 +243,27 @@ impl Host {
     /// Adds the rules in force of the oldest rows to a change that leaves the rows out, where too much of the log is out of
     /// date. The more a change adds, the more it cleans, so that the log stays in bounds.
     fn clean(&self, change: &mut Change) -> Result<Moves, StoreError> {
-        let mut moves = Vec::new();
+        let mut moves = Moves::default();
         let bound = 2 * change.rows.entries + CLEANED_AT_LEAST;
         while change.cleaned_entries < bound {
-            let rules = self.book.lock().len();
+            let rules = self.book.lock().len() + self.unreadable.lock().len();
             if !self.store.wants_cleaning(rules, change) {
                 break;
             }
             let Some((number, row)) = self.store.oldest(change)? else { break };
             change.cleaned.push(number);
-            let book = self.book.lock();
+            let (book, unreadable) = (self.book.lock(), self.unreadable.lock());
             for (offset, entry) in entries(&row).flatten() {
                 change.cleaned_entries += 1;
                 let Entry::Put(rule) = entry else { continue };
-                let id = RuleView::decode(rule).map_or("", |view| view.id);
-                if let Some((slot, place)) = book.in_force(id)
-                    && place == Place::new(number, offset)
+                let here = Place::new(number, offset);
+                if let Some((slot, place)) = book.in_force(&id_of(rule))
+                    && place == here
                     && book.records.get(slot).is_some_and(|record| record.stage == Stage::Here)
                 {
-                    moves.push((slot, change.rows.put(rule)));
+                    moves.rules.push((slot, change.rows.put(rule)));
+                } else if unreadable.contains(&here) {
+                    moves.unreadable.push((here, change.rows.put(rule)));
                 }
             }
         }
@@ -263,10 +272,15 @@ impl Host {
 
     fn move_rules(&self, moves: &Moves) {
         let mut book = self.book.lock();
-        for (slot, place) in moves {
+        for (slot, place) in &moves.rules {
             if let Some(record) = book.records.get_mut(*slot) {
                 record.place = *place;
             }
+        }
+        let mut unreadable = self.unreadable.lock();
+        for (old, new) in &moves.unreadable {
+            unreadable.remove(old);
+            unreadable.insert(*new);
         }
     }
 
@@ -291,8 +305,7 @@ impl Host {
         let mut newest: HashMap<Box<str>, Place> = HashMap::new();
         self.store.replay(|place, entry| match entry {
             Entry::Put(rule) => {
-                let id = RuleView::decode(rule).map_or("", |view| view.id);
-                newest.insert(id.into(), place);
+                newest.insert(id_of(rule).into(), place);
             }
             Entry::Delete(id) => {
                 newest.remove(id);
@@ -302,11 +315,13 @@ impl Host {
         let mut places = Vec::with_capacity(newest.len());
         self.store.replay(|place, entry| {
             let Entry::Put(rule) = entry else { return };
-            let id = RuleView::decode(rule).map_or("", |view| view.id);
-            if newest.get(id) == Some(&place) {
+            if newest.get(&*id_of(rule)) == Some(&place) {
                 match batch.put(rule) {
                     Ok(()) => places.push(place),
-                    Err(error) => tracing::error!("{error}: this rule of the state is not in force"),
+                    Err(error) => {
+                        tracing::error!("{error}: this rule of the state is not in force");
+                        self.unreadable.lock().insert(place);
+                    }
                 }
             }
         })?;
@@ -382,6 +397,14 @@ fn replaces_own(book: &Book, plan: &Plan, from: usize, own: &mut Option<HashSet<
     let own =
         own.get_or_insert_with(|| plan.steps[from..].iter().map(|step| step.new).chain([step.new]).collect());
     own.contains(&step.old)
+}
+
+/// The id of an encoded rule; empty where it is none.
+fn id_of(rule: &[u8]) -> Cow<'_, str> {
+    match RuleView::decode(rule) {
+        Some(view) => view.id.into(),
+        None => v1::Rule::decode(rule).map(|rule| rule.id).unwrap_or_default().into(),
+    }
 }
 
 fn chunks(range: std::ops::Range<usize>, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> {

@@ -12,6 +12,7 @@ use super::desk::Desk;
 use super::ports::{PortRecord, PortSource, Ports};
 use super::resolver::Resolver;
 use super::rule_error::RuleError;
+use super::segment;
 use super::store::{Store, StoreError};
 use super::tables::Applied;
 use super::tunnels::Tunnels;
@@ -26,7 +27,7 @@ use forebay_sriov::{
     PacketPool, PoolError,
 };
 use parking_lot::{Mutex, RwLock};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
@@ -120,6 +121,8 @@ pub struct Host {
     pub(super) baselines: Mutex<Baselines>,
     /// Rules in force.
     pub(super) rules: AtomicUsize,
+    /// Rules of the state file that this program cannot read. They stay there, for the one that wrote them.
+    pub(super) unreadable: Mutex<BTreeSet<segment::Place>>,
 }
 
 impl Host {
@@ -168,6 +171,7 @@ impl Host {
             book: Mutex::default(),
             baselines: Mutex::default(),
             rules: AtomicUsize::new(0),
+            unreadable: Mutex::default(),
         };
         host.restore(config)?;
         Ok((Arc::new(host), ends))

@@ -10,6 +10,7 @@ use super::segment::Place;
 use crate::rules::key::KEY_WORDS;
 use crate::rules::pattern::{INGRESS_WORDS, Pattern};
 use hashbrown::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// No slot.
@@ -28,7 +29,7 @@ pub enum Owner {
 }
 
 /// What many rules have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Whose they are.
     pub owner: Owner,
@@ -38,6 +39,15 @@ pub struct Shape {
     pub rank: u16,
     /// Ranges of ports follow the value.
     pub ranges: bool,
+}
+
+/// By a digest of the mask: shapes are looked for once a rule, and hashing all of their words would cost most of that.
+impl Hash for Shape {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let words = self.mask.iter().fold(0_u64, |hash, word| hash.rotate_left(9) ^ word);
+        state.write_u64(words.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(self.rank));
+        self.owner.hash(state);
+    }
 }
 
 /// The shapes in use, by number.
