@@ -124,19 +124,8 @@ impl UpdateArgs {
     /// Checks what the parser cannot.
     pub(crate) fn plan(&self) -> Result<UpdatePlan, BenchError> {
         let cores = worker_cores(self.cores.as_deref())?;
-        let flows = Flows {
-            sequence: Sequence::new(self.flows, Sizes::Fixed(USUAL_FRAME_BYTES), false),
-            rules: self.rules,
-            sizes: Sizes::Fixed(USUAL_FRAME_BYTES),
-            ipv6: false,
-            underlay_ipv6: false,
-            tunnels: None,
-            lane: 0,
-        };
-        let cache_entries = self.flows.saturating_mul(2).max(USUAL_CACHE_ENTRIES);
-        let lanes = cores.len() as u8;
         Ok(UpdatePlan {
-            scenario: Scenario { direction: Direction::Encap, flows, lanes, cache_entries },
+            scenario: usual_scenario(self.flows, self.rules, cores.len() as u8),
             cores,
             changes_per_second: self.changes_per_second,
             duration: Duration::from_secs_f64(self.seconds),
@@ -144,6 +133,70 @@ impl UpdateArgs {
             json: self.json,
         })
     }
+}
+
+/// What Forebay and its peers are compared with.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// Flows of the traffic
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=MOST))]
+    flows: u32,
+    /// Rules, one for each destination prefix
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=MOST))]
+    rules: u32,
+    /// Core that forwards [default: the first but 0]
+    #[arg(long, value_name = "CORE")]
+    core: Option<String>,
+    /// Seconds that each run is measured, after warming up
+    #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = seconds)]
+    seconds: f64,
+    /// Runs of each; what is reported is their median, least and greatest
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Write JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How Forebay and its peers are compared.
+#[derive(Clone, Debug)]
+pub(crate) struct ComparePlan {
+    pub scenario: Scenario,
+    pub core: usize,
+    pub duration: Duration,
+    pub runs: u32,
+    pub json: bool,
+}
+
+impl CompareArgs {
+    /// Checks what the parser cannot.
+    pub(crate) fn plan(&self) -> Result<ComparePlan, BenchError> {
+        let cores = worker_cores(self.core.as_deref())?;
+        let [core] = cores.as_slice() else {
+            return Err(BenchError::CompareCores { count: cores.len() });
+        };
+        Ok(ComparePlan {
+            scenario: usual_scenario(self.flows, self.rules, 1),
+            core: *core,
+            duration: Duration::from_secs_f64(self.seconds),
+            runs: self.runs,
+            json: self.json,
+        })
+    }
+}
+
+/// Encapsulation of short frames over IPv4.
+pub(crate) fn usual_scenario(flows: u32, rules: u32, lanes: u8) -> Scenario {
+    let sizes = Sizes::Fixed(USUAL_FRAME_BYTES);
+    let sequence = Sequence::new(flows, sizes, false);
+    let flows = Flows { sequence, rules, sizes, ipv6: false, underlay_ipv6: false, tunnels: None, lane: 0 };
+    let cache_entries = usual_cache_entries(sequence.flows);
+    Scenario { direction: Direction::Encap, flows, lanes, cache_entries }
+}
+
+/// Room for twice the flows: sets of a cache do not fill evenly.
+fn usual_cache_entries(flows: u32) -> u32 {
+    flows.saturating_mul(2).max(USUAL_CACHE_ENTRIES)
 }
 
 /// What the ring is measured with.
@@ -226,7 +279,7 @@ impl PathArgs {
             return Err(BenchError::TunnelsOnCores { count: cores.len() });
         }
         let flows = self.flows.unwrap_or(if miss { MISS_FLOWS } else { 1 });
-        let usual = if miss { LEAST_CACHE_ENTRIES } else { flows.saturating_mul(2).max(USUAL_CACHE_ENTRIES) };
+        let usual = if miss { LEAST_CACHE_ENTRIES } else { usual_cache_entries(flows) };
         let scenario = Scenario {
             direction,
             flows: self.lane_flows(flows),

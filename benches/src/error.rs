@@ -13,6 +13,8 @@ pub(crate) enum BenchError {
     Cores(#[from] CoreError),
     #[error("--cores {given:?}: {count} cores (the ring joins two: name two cores, such as 0,1)")]
     RingCores { given: String, count: usize },
+    #[error("--core: {count} cores (name one: no peer is compared on several)")]
+    CompareCores { count: usize },
     #[error("--size {size}: out of range (a frame over IPv{version} has {least} to {most} bytes)")]
     Size { size: u16, version: u8, least: u16, most: u16 },
     #[error(
@@ -52,6 +54,8 @@ pub(crate) enum BenchError {
     Insane(String),
     #[error("testpmd: {what}: {tail}")]
     Testpmd { what: String, tail: String },
+    #[error("ovs-dpdk: {what}: {tail}")]
+    Ovs { what: String, tail: String },
     #[error(transparent)]
     Worker(#[from] WorkerError),
     #[error("stopped by a signal")]
@@ -67,6 +71,7 @@ impl BenchError {
             | Self::Size { .. }
             | Self::ManyCores { .. }
             | Self::TunnelsOnCores { .. }
+            | Self::CompareCores { .. }
             | Self::NewFlows { .. } => 2,
             _ => 1,
         }

@@ -12,6 +12,7 @@
 mod args;
 mod changes;
 mod child;
+mod compare;
 mod cpu_time;
 mod daemon;
 mod error;
@@ -21,6 +22,7 @@ mod instructions;
 mod machine;
 mod memory;
 mod newcomers;
+mod ovs;
 mod path;
 mod pcap;
 mod report;
@@ -35,7 +37,7 @@ mod update_report;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use crate::args::{PathArgs, RingArgs, UpdateArgs};
+use crate::args::{CompareArgs, PathArgs, RingArgs, UpdateArgs};
 use crate::error::BenchError;
 use crate::scenario::Direction;
 
@@ -56,6 +58,8 @@ enum Benchmark {
     Miss(PathArgs),
     /// Measure what changes of rules cost while packets are encapsulated.
     Update(UpdateArgs),
+    /// Measure encap beside every peer that is installed, in turns: dpdk-testpmd io, and Open vSwitch with DPDK.
+    Compare(CompareArgs),
     /// Measure a ring between two cores.
     Ring(RingArgs),
 }
@@ -85,6 +89,7 @@ fn execute(benchmark: &Benchmark) -> Result<String, BenchError> {
         Benchmark::Decap(args) => path::run("decap", &args.plan(Direction::Decap, false)?),
         Benchmark::Miss(args) => path::run("miss", &args.plan(Direction::Encap, true)?),
         Benchmark::Update(args) => update::run(&args.plan()?),
+        Benchmark::Compare(args) => compare::run(&args.plan()?),
         Benchmark::Ring(args) => ring::run(&args.plan()?),
     }
 }
