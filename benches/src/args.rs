@@ -355,7 +355,7 @@ fn named(list: &str) -> Result<Vec<usize>, BenchError> {
     Ok(listed)
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (LEAST_SECONDS..=MOST_SECONDS).contains(&seconds) => Ok(seconds),
         _ => Err(format!("write seconds from {LEAST_SECONDS} to {MOST_SECONDS}")),

@@ -56,6 +56,12 @@ pub(crate) enum BenchError {
     Testpmd { what: String, tail: String },
     #[error("ovs-dpdk: {what}: {tail}")]
     Ovs { what: String, tail: String },
+    #[error("{wanted} cores are wanted, and {available} are there (see: nproc)")]
+    FewCores { wanted: usize, available: usize },
+    #[error("rows that were not measured: {names}")]
+    Rows { names: String },
+    #[error("the chart could not be drawn: {reason}")]
+    Chart { reason: String },
     #[error(transparent)]
     Worker(#[from] WorkerError),
     #[error("stopped by a signal")]

@@ -11,6 +11,7 @@
 
 mod args;
 mod changes;
+mod chart;
 mod child;
 mod compare;
 mod cpu_time;
@@ -30,6 +31,7 @@ mod ring;
 mod sample;
 mod scenario;
 mod sequence;
+mod table;
 mod testpmd;
 mod update;
 mod update_report;
@@ -40,6 +42,7 @@ use std::process::ExitCode;
 use crate::args::{CompareArgs, PathArgs, RingArgs, UpdateArgs};
 use crate::error::BenchError;
 use crate::scenario::Direction;
+use crate::table::TableArgs;
 
 /// What to measure, and how.
 #[derive(Clone, Debug, clap::Args)]
@@ -60,6 +63,8 @@ enum Benchmark {
     Update(UpdateArgs),
     /// Measure encap beside every peer that is installed, in turns: dpdk-testpmd io, and Open vSwitch with DPDK.
     Compare(CompareArgs),
+    /// Measure every row of the README's table, each beside dpdk-testpmd io.
+    Table(TableArgs),
     /// Measure a ring between two cores.
     Ring(RingArgs),
 }
@@ -90,6 +95,7 @@ fn execute(benchmark: &Benchmark) -> Result<String, BenchError> {
         Benchmark::Miss(args) => path::run("miss", &args.plan(Direction::Encap, true)?),
         Benchmark::Update(args) => update::run(&args.plan()?),
         Benchmark::Compare(args) => compare::run(&args.plan()?),
+        Benchmark::Table(args) => table::run(args),
         Benchmark::Ring(args) => ring::run(&args.plan()?),
     }
 }
