@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use forebay_api::client::{self, Client};
 use forebay_api::v1;
+use forebay_api::v1::rules_client::RulesClient;
 use forebay_pipeline::cores;
+use tonic::transport::Channel;
 
 use crate::child::{OwnChild, Waited};
 use crate::cpu_time;
 use crate::error::BenchError;
+use crate::instructions::Instructions;
 use crate::scenario::Scenario;
 
 /// What the daemon says when every port passes traffic.
@@ -33,13 +36,14 @@ const MESSAGE_RULES: usize = 1000;
 pub(crate) struct Daemon {
     child: OwnChild,
     client: Client,
+    instructions: Option<Instructions>,
 }
 
 /// What all daemons of a benchmark have in common.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup<'a> {
     pub scenario: &'a Scenario,
-    /// The packets to receive.
+    /// Where the packets to receive are.
     pub packets: &'a Path,
     pub cores: &'a [usize],
     /// Whether packet memory is in huge pages.
@@ -51,10 +55,11 @@ impl Setup<'_> {
         format!(
             "[host]\nname = \"bench\"\nstate = \"{folder}/state\"\n\n[control]\nsocket = \"{folder}/socket\"\n\n\
              [dpdk]\nhugepages = \"{}\"\nmemory_mib = {}\n\n\
-             [workers]\ncores = \"{}\"\nlayout = \"fused\"\nidle = \"busy-poll\"\n\n{}",
+             [workers]\ncores = \"{}\"\nlayout = \"fused\"\nidle = \"busy-poll\"\nflow_cache_entries = {}\n\n{}",
             if self.hugepages { "required" } else { "off" },
             self.scenario.memory_mib(self.hugepages),
             cores::format(self.cores),
+            self.scenario.cache_entries,
             self.scenario.port_tables(self.packets),
             folder = folder.display(),
         )
@@ -64,6 +69,13 @@ impl Setup<'_> {
 impl Daemon {
     /// Starts a daemon in a folder that exists and is empty, and loads its rules.
     pub(crate) async fn start(setup: Setup<'_>, folder: &Path) -> Result<Self, BenchError> {
+        let daemon = Self::launch(setup, folder).await?;
+        daemon.load(setup.scenario).await?;
+        Ok(daemon)
+    }
+
+    /// Starts a daemon without rules in a folder that exists and is empty.
+    pub(crate) async fn launch(setup: Setup<'_>, folder: &Path) -> Result<Self, BenchError> {
         let config = folder.join("host.toml");
         let written = std::fs::write(&config, setup.config(folder));
         written.map_err(|source| BenchError::File { path: config.clone(), source })?;
@@ -83,23 +95,30 @@ impl Daemon {
             Waited::Neither => return Err(BenchError::NotReady { waited: patience, tail: child.tail() }),
         }
         let client = client::connect(&folder.join("socket")).await?;
-        let mut daemon = Self { child, client };
-        daemon.load(setup.scenario).await?;
+        let mut daemon = Self { child, client, instructions: None };
+        let pipeline = daemon.pipeline().await?;
+        let workers: Vec<_> = pipeline.workers.iter().map(|worker| worker.name.as_str()).collect();
+        // Not every machine has the counter.
+        daemon.instructions = Instructions::of_threads(daemon.child.id(), &workers).ok();
         Ok(daemon)
     }
 
-    async fn load(&mut self, scenario: &Scenario) -> Result<(), BenchError> {
-        let rules: Vec<v1::Rule> = scenario.rules().collect();
-        let count = rules.len() as u64;
-        let messages: Vec<_> =
-            rules.chunks(MESSAGE_RULES).map(|rules| v1::LoadRulesRequest::new(rules, false)).collect();
-        let mut client = self.client.rules.clone();
-        let call = client.load(tokio_stream::iter(messages));
-        let loaded = self.answer("load the rules", RULES_PATIENCE, call).await?.into_inner();
-        if loaded.changed != count {
-            return Err(BenchError::Insane(format!("of {count} rules {} were loaded", loaded.changed)));
+    async fn load(&self, scenario: &Scenario) -> Result<(), BenchError> {
+        let (wanted, changed) = (scenario.rule_count(), self.load_rules(scenario.rules()).await?);
+        if changed != wanted {
+            return Err(BenchError::Insane(format!("of {wanted} rules {changed} were loaded")));
         }
         Ok(())
+    }
+
+    /// Loads rules as one transaction, made while they are sent; gives how many were added or changed.
+    pub(crate) async fn load_rules(
+        &self,
+        rules: impl Iterator<Item = v1::Rule> + Send + 'static,
+    ) -> Result<u64, BenchError> {
+        let mut client = self.client.rules.clone();
+        let call = client.load(tokio_stream::iter(Messages { rules }));
+        Ok(self.answer("load the rules", RULES_PATIENCE, call).await?.into_inner().changed)
     }
 
     /// Every counter of the ports.
@@ -116,9 +135,24 @@ impl Daemon {
         Ok(self.answer("tell its workers' figures", CALL_PATIENCE, call).await?.into_inner())
     }
 
+    /// A client of its rules.
+    pub(crate) fn rules_client(&self) -> RulesClient<Channel> {
+        self.client.rules.clone()
+    }
+
+    /// Its process id.
+    pub(crate) fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Nanoseconds that each of its threads has run for, by name.
     pub(crate) fn cpu_time(&self) -> HashMap<String, u64> {
         cpu_time::of_threads(self.child.id())
+    }
+
+    /// Instructions of its workers so far, where the machine counts them.
+    pub(crate) fn instructions(&self) -> Option<u64> {
+        self.instructions.as_ref()?.read()
     }
 
     /// How many rules have seen a packet.
@@ -143,12 +177,31 @@ impl Daemon {
     ) -> Result<T, BenchError> {
         match tokio::time::timeout(patience, call).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(status)) => {
-                let message = status.message().to_owned();
-                Err(BenchError::Refused { what, message, tail: format!("({})", self.child.tail()) })
-            }
+            Ok(Err(status)) => Err(self.refused(what, &status)),
             Err(_) => Err(BenchError::Slow { what, waited: patience, tail: self.child.tail() }),
         }
+    }
+}
+
+impl Daemon {
+    /// That it did not do what it was asked for.
+    pub(crate) fn refused(&self, what: &'static str, status: &tonic::Status) -> BenchError {
+        let message = status.message().to_owned();
+        BenchError::Refused { what, message, tail: format!("({})", self.child.tail()) }
+    }
+}
+
+/// Rules in messages.
+struct Messages<I> {
+    rules: I,
+}
+
+impl<I: Iterator<Item = v1::Rule>> Iterator for Messages<I> {
+    type Item = v1::LoadRulesRequest;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rules: Vec<_> = self.rules.by_ref().take(MESSAGE_RULES).collect();
+        (!rules.is_empty()).then(|| v1::LoadRulesRequest::new(&rules, false))
     }
 }
 
@@ -160,14 +213,10 @@ mod tests {
 
     #[test]
     fn the_config_names_what_was_asked_for() {
-        let flows = Flows { count: 1, rules: 1, frame_bytes: 64, ipv6: false };
-        let scenario = Scenario { direction: Direction::Encap, flows };
-        let setup = Setup {
-            scenario: &scenario,
-            packets: Path::new("/tmp/b/p.pcap"),
-            cores: &[3, 1],
-            hugepages: false,
-        };
+        let flows = Flows::plain(1, 1, 64);
+        let scenario = Scenario { direction: Direction::Encap, flows, lanes: 2, cache_entries: 4096 };
+        let setup =
+            Setup { scenario: &scenario, packets: Path::new("/tmp/b"), cores: &[3, 1], hugepages: false };
         let text = setup.config(Path::new("/tmp/b/run"));
         for line in [
             "state = \"/tmp/b/run/state\"",
@@ -176,9 +225,18 @@ mod tests {
             "cores = \"1,3\"",
             "layout = \"fused\"",
             "idle = \"busy-poll\"",
-            "device = \"pcap:/tmp/b/p.pcap,infinite_rx=1\"",
+            "flow_cache_entries = 4096",
+            "device = \"pcap:/tmp/b/packets0.pcap,infinite_rx=1\"",
+            "device = \"pcap:/tmp/b/packets1.pcap,infinite_rx=1\"",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn messages_hold_a_thousand_rules_and_none_is_lost() {
+        let rules = (0..2500).map(|number| v1::Rule { id: number.to_string(), ..v1::Rule::default() });
+        let lengths: Vec<_> = Messages { rules }.map(|message| message.rules.len()).collect();
+        assert_eq!(lengths, [1000, 1000, 500]);
     }
 }

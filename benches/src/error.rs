@@ -13,8 +13,24 @@ pub(crate) enum BenchError {
     Cores(#[from] CoreError),
     #[error("--cores {given:?}: {count} cores (the ring joins two: name two cores, such as 0,1)")]
     RingCores { given: String, count: usize },
+    #[error("--core: {count} cores (name one: no peer is compared on several)")]
+    CompareCores { count: usize },
     #[error("--size {size}: out of range (a frame over IPv{version} has {least} to {most} bytes)")]
     Size { size: u16, version: u8, least: u16, most: u16 },
+    #[error(
+        "--cores: {count} cores (each needs two devices of the daemon, which takes those of {most} cores)"
+    )]
+    ManyCores { count: usize, most: usize },
+    #[error(
+        "--tunnels on {count} cores (one core: the daemon reaches what lies behind routers by one uplink)"
+    )]
+    TunnelsOnCores { count: usize },
+    #[error(
+        "--new-flows-per-second {wanted}: beside {flows} flows that go on, at {rate:.0} packets/s, {packets} packets would \
+         have to be kept so that a flow that comes again is new (at most {most}: ask for {least:.0} or more, or for fewer \
+         flows)"
+    )]
+    NewFlows { wanted: u32, flows: u32, rate: f64, packets: u64, most: u32, least: f64 },
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
     #[error("frame of {size_bytes} bytes: {reason}")]
@@ -38,6 +54,14 @@ pub(crate) enum BenchError {
     Insane(String),
     #[error("testpmd: {what}: {tail}")]
     Testpmd { what: String, tail: String },
+    #[error("ovs-dpdk: {what}: {tail}")]
+    Ovs { what: String, tail: String },
+    #[error("{wanted} cores are wanted, and {available} are there (see: nproc)")]
+    FewCores { wanted: usize, available: usize },
+    #[error("rows that were not measured: {names}")]
+    Rows { names: String },
+    #[error("the chart could not be drawn: {reason}")]
+    Chart { reason: String },
     #[error(transparent)]
     Worker(#[from] WorkerError),
     #[error("stopped by a signal")]
@@ -48,7 +72,13 @@ impl BenchError {
     /// 2 where the words are wrong, 1 otherwise.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
-            Self::Cores(_) | Self::RingCores { .. } | Self::Size { .. } => 2,
+            Self::Cores(_)
+            | Self::RingCores { .. }
+            | Self::Size { .. }
+            | Self::ManyCores { .. }
+            | Self::TunnelsOnCores { .. }
+            | Self::CompareCores { .. }
+            | Self::NewFlows { .. } => 2,
             _ => 1,
         }
     }

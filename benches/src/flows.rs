@@ -1,17 +1,22 @@
 //! The traffic: which frames the flows consist of.
 //!
 //! A flow is a UDP five-tuple. Flow `i` of `n` belongs to rule `i * rules / n`, so that the rules share the flows evenly,
-//! and all of them are hit where there are as many flows. Frames come in an order without pattern but always the same
-//! one: neighbouring packets shall not happen to need neighbouring memory, and two runs shall be comparable.
+//! and all of them are hit where there are as many flows. Where several cores work, each has flows, rules, a tenant and an
+//! uplink of its own: a lane.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use etherparse::PacketBuilder;
 
 use crate::error::BenchError;
+use crate::sequence::{Sequence, Sizes};
 
-/// Longest frame: Ethernet header and an MTU of 1500.
-pub(crate) const MOST_FRAME_BYTES: u16 = 14 + 1500;
+/// Longest frame: an Ethernet header and a jumbo packet as most equipment carries it.
+pub(crate) const MOST_FRAME_BYTES: u16 = 9000;
+/// Most lanes: a daemon takes 32 devices, and a lane has two.
+pub(crate) const MOST_LANES: usize = 16;
+/// Most tunnels: the remotes of a /12.
+pub(crate) const MOST_TUNNELS: i64 = 1 << 20;
 /// Bits that the rules share in 10.0.0.0/8.
 const RULE_SPACE_BITS: u32 = 24;
 /// Longest suffix of a rule's IPv4 prefix: a rule is a /24 while there are at most 65536.
@@ -22,6 +27,7 @@ const SOURCE_PORTS: u32 = 64_000;
 const TTL: u8 = 64;
 /// UDP port of VXLAN (RFC 7348).
 const VXLAN_UDP_PORT: u16 = 4789;
+const VXLAN_HEADER_BYTES: usize = 8;
 /// First of the dynamic ports that RFC 7348 recommends as source ports.
 const FIRST_DYNAMIC_PORT: u16 = 49_152;
 const DYNAMIC_PORTS: u32 = 16_384;
@@ -34,54 +40,98 @@ pub(crate) struct Station {
     pub ipv6: Ipv6Addr,
 }
 
-/// The tenant whose port is measured.
-pub(crate) const TENANT: Station = Station {
-    mac: [2, 0, 0, 0, 1, 1],
-    ipv4: Ipv4Addr::new(172, 16, 0, 1),
-    ipv6: Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1),
-};
 /// MAC of the tenant's peers, as the tenant sees them.
 const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
-/// The host under test in the underlay.
-pub(crate) const HERE: Station = Station {
-    mac: [2, 0, 0, 0, 0, 1],
-    ipv4: Ipv4Addr::new(192, 0, 2, 1),
-    ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
-};
-/// The host at the other end of the tunnels.
-pub(crate) const THERE: Station = Station {
-    mac: [2, 0, 0, 0, 0, 2],
-    ipv4: Ipv4Addr::new(192, 0, 2, 2),
-    ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2),
-};
+
+/// The tenant of a lane, whose port is measured.
+pub(crate) fn tenant(lane: u8) -> Station {
+    Station {
+        mac: [2, 0, 0, 0, 1, 1 + lane],
+        ipv4: Ipv4Addr::new(172, 16, lane, 1),
+        ipv6: Ipv6Addr::new(0xfd00, 2, 0, u16::from(lane), 0, 0, 0, 1),
+    }
+}
+
+/// The host under test in the underlay of a lane.
+pub(crate) fn here(lane: u8) -> Station {
+    underlay(lane, 1)
+}
+
+/// The host at the other end of a lane's underlay, and the router to what lies behind it.
+pub(crate) fn there(lane: u8) -> Station {
+    underlay(lane, 2)
+}
+
+fn underlay(lane: u8, host: u8) -> Station {
+    Station {
+        mac: [2, 0, 0, 0, 2 * lane, host],
+        ipv4: Ipv4Addr::new(192, 0, 2 + lane, host),
+        ipv6: Ipv6Addr::new(0x2001, 0xdb8, 0, u16::from(lane), 0, 0, 0, u16::from(host)),
+    }
+}
 
 /// Shortest frame: Ethernet, IP and UDP headers.
 pub(crate) fn least_frame_bytes(ipv6: bool) -> u16 {
     if ipv6 { 14 + 40 + 8 } else { 14 + 20 + 8 }
 }
 
-/// The flows of a benchmark, and the rules that they are spread over.
+/// The flows of a lane, and the rules that they are spread over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flows {
-    /// Flows, from 1 to a million.
-    pub count: u32,
+    /// Established flows and new ones, in their order.
+    pub sequence: Sequence,
     /// Rules, from 1 to a million.
     pub rules: u32,
-    /// Bytes of a tenant's frame, without its checksum.
-    pub frame_bytes: usize,
-    /// IPv6 instead of IPv4, inside and outside.
+    /// Bytes of a tenant's frames.
+    pub sizes: Sizes,
+    /// IPv6 instead of IPv4 inside the tunnel.
     pub ipv6: bool,
+    /// IPv6 instead of IPv4 outside.
+    pub underlay_ipv6: bool,
+    /// Tunnels, each with its network and its remote; a network for each rule and one remote where not given.
+    pub tunnels: Option<u32>,
+    /// Which lane's.
+    pub lane: u8,
 }
 
 impl Flows {
-    /// How many rules have at least one flow.
-    pub(crate) fn rules_hit(&self) -> u32 {
-        self.count.min(self.rules)
+    /// Flows of frames of one length over IPv4, with a network for each rule.
+    #[cfg(test)]
+    pub(crate) fn plain(count: u32, rules: u32, frame_bytes: usize) -> Self {
+        let sizes = Sizes::Fixed(frame_bytes);
+        let sequence = Sequence::new(count, sizes, false);
+        Self { sequence, rules, sizes, ipv6: false, underlay_ipv6: false, tunnels: None, lane: 0 }
     }
 
-    /// The network that rule `rule` leads to or from; each has its own.
-    pub(crate) fn vni(rule: u32) -> u32 {
-        1 + rule
+    /// How many rules have at least one flow.
+    pub(crate) fn rules_hit(&self) -> u32 {
+        let mut hit = vec![false; self.rules as usize];
+        for flow in self.sequence.order() {
+            if let Some(hit) = hit.get_mut(self.rule_of(flow) as usize) {
+                *hit = true;
+            }
+        }
+        hit.into_iter().map(u32::from).sum()
+    }
+
+    /// The network that rule `rule` leads to or from.
+    pub(crate) fn vni(&self, rule: u32) -> u32 {
+        let networks = self.tunnels.unwrap_or(self.rules);
+        1 + u32::from(self.lane) * networks + rule % networks.max(1)
+    }
+
+    /// The other end of the tunnel that rule `rule` leads to or from: behind the router, or the router itself.
+    pub(crate) fn remote(&self, rule: u32) -> Station {
+        let there = there(self.lane);
+        match self.tunnels.map(|tunnels| rule % tunnels.max(1)) {
+            None | Some(0) => there,
+            // In 100.64.0.0/10 (RFC 6598), and in fd00:3::/64.
+            Some(number) => Station {
+                ipv4: Ipv4Addr::from(100 << 24 | 64 << 16 | number),
+                ipv6: Ipv6Addr::from(0xfd00_0003_u128 << 96 | u128::from(number)),
+                ..there
+            },
+        }
     }
 
     /// The prefix of the peers that rule `rule` is about. Prefixes do not overlap.
@@ -94,28 +144,34 @@ impl Flows {
         }
     }
 
-    /// The frames that the tenant sends, one for each flow.
-    pub(crate) fn egress_frames(&self) -> impl Iterator<Item = Result<Vec<u8>, BenchError>> + '_ {
-        self.order().into_iter().map(|flow| self.inner(flow, true))
+    /// Bytes of the longest frame in the underlay.
+    pub(crate) fn longest_outer_bytes(&self) -> usize {
+        usize::from(least_frame_bytes(self.underlay_ipv6)) + VXLAN_HEADER_BYTES + self.sizes.longest()
     }
 
-    /// The VXLAN packets that the tenant's peers send, as they arrive from the underlay: one for each flow.
+    /// The frames that the tenant sends.
+    pub(crate) fn egress_frames(&self) -> impl Iterator<Item = Result<Vec<u8>, BenchError>> + '_ {
+        self.sequence.order().into_iter().enumerate().map(|(place, flow)| self.inner(place, flow, true))
+    }
+
+    /// The VXLAN packets that the tenant's peers send, as they arrive from the underlay.
     pub(crate) fn ingress_frames(&self) -> impl Iterator<Item = Result<Vec<u8>, BenchError>> + '_ {
-        self.order().into_iter().map(|flow| {
-            let inner = self.inner(flow, false)?;
-            let mut payload = vec![0; 8];
+        self.sequence.order().into_iter().enumerate().map(|(place, flow)| {
+            let inner = self.inner(place, flow, false)?;
+            let mut payload = vec![0; VXLAN_HEADER_BYTES];
             // The I flag, and the VNI above a reserved byte (RFC 7348, section 5).
             payload[0] = 0x08;
-            payload[4..].copy_from_slice(&(Self::vni(self.rule_of(flow)) << 8).to_be_bytes());
+            payload[4..].copy_from_slice(&(self.vni(self.rule_of(flow)) << 8).to_be_bytes());
             payload.extend(inner);
             self.outer(flow, &payload)
         })
     }
 
-    /// The rule of a flow.
+    /// The rule of a flow. New flows go on where the established ones begin.
     fn rule_of(&self, flow: u32) -> u32 {
+        let count = u64::from(self.sequence.flows.max(1));
         // Less than `rules`, so it fits.
-        (u64::from(flow) * u64::from(self.rules) / u64::from(self.count.max(1))) as u32
+        (u64::from(flow) % count * u64::from(self.rules) / count) as u32
     }
 
     fn suffix_bits(&self) -> u32 {
@@ -123,64 +179,56 @@ impl Flows {
         RULE_SPACE_BITS.saturating_sub(rule_bits).min(MOST_SUFFIX_BITS)
     }
 
-    /// Every flow once, shuffled (Fisher and Yates) by a fixed generator.
-    fn order(&self) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.count).collect();
-        let mut state = 0;
-        for last in (1..order.len()).rev() {
-            order.swap(last, (splitmix(&mut state) % (last as u64 + 1)) as usize);
-        }
-        order
-    }
-
-    /// The tenant's frame of a flow, from the tenant to its peer or back.
-    fn inner(&self, flow: u32, from_tenant: bool) -> Result<Vec<u8>, BenchError> {
+    /// The tenant's frame of a flow at a place of the sequence, from the tenant to its peer or back.
+    fn inner(&self, place: usize, flow: u32, from_tenant: bool) -> Result<Vec<u8>, BenchError> {
         let rule = self.rule_of(flow);
         let tenant_port = FIRST_PORT + (flow % SOURCE_PORTS) as u16;
         let peer_port = FIRST_PORT + (flow / SOURCE_PORTS) as u16;
         let (peer4, peer6) = (peer_v4(rule, flow, self.suffix_bits()), peer_v6(rule, flow));
-        let peer = Station { mac: PEER_MAC, ipv4: peer4, ipv6: peer6 };
+        let (tenant, peer) = (tenant(self.lane), Station { mac: PEER_MAC, ipv4: peer4, ipv6: peer6 });
         let headers = usize::from(least_frame_bytes(self.ipv6));
-        let payload = vec![0; self.frame_bytes.saturating_sub(headers)];
+        let payload = vec![0; self.sizes.at(place, headers).saturating_sub(headers)];
         if from_tenant {
-            self.frame(TENANT, peer, (tenant_port, peer_port), &payload)
+            frame(self.ipv6, tenant, peer, (tenant_port, peer_port), &payload)
         } else {
-            self.frame(peer, TENANT, (peer_port, tenant_port), &payload)
+            frame(self.ipv6, peer, tenant, (peer_port, tenant_port), &payload)
         }
     }
 
     /// The tunnel's packet from the other host to this one. Over IPv4 without a UDP checksum, as RFC 7348 advises.
     fn outer(&self, flow: u32, payload: &[u8]) -> Result<Vec<u8>, BenchError> {
         let source_port = FIRST_DYNAMIC_PORT + (flow.wrapping_mul(0x9e37_79b1) % DYNAMIC_PORTS) as u16;
-        let mut frame = self.frame(THERE, HERE, (source_port, VXLAN_UDP_PORT), payload)?;
-        if !self.ipv6
+        let remote = self.remote(self.rule_of(flow));
+        let ports = (source_port, VXLAN_UDP_PORT);
+        let mut frame = frame(self.underlay_ipv6, remote, here(self.lane), ports, payload)?;
+        if !self.underlay_ipv6
             && let Some(checksum) = frame.get_mut(40..42)
         {
             checksum.fill(0);
         }
         Ok(frame)
     }
+}
 
-    fn frame(
-        &self,
-        from: Station,
-        to: Station,
-        ports: (u16, u16),
-        payload: &[u8],
-    ) -> Result<Vec<u8>, BenchError> {
-        let ethernet = PacketBuilder::ethernet2(from.mac, to.mac);
-        let packet = if self.ipv6 {
-            ethernet.ipv6(from.ipv6.octets(), to.ipv6.octets(), TTL)
-        } else {
-            ethernet.ipv4(from.ipv4.octets(), to.ipv4.octets(), TTL)
-        };
-        let packet = packet.udp(ports.0, ports.1);
-        let mut frame = Vec::with_capacity(packet.size(payload.len()));
-        packet
-            .write(&mut frame, payload)
-            .map_err(|error| BenchError::Frame { size_bytes: payload.len(), reason: error.to_string() })?;
-        Ok(frame)
-    }
+fn frame(
+    ipv6: bool,
+    from: Station,
+    to: Station,
+    ports: (u16, u16),
+    payload: &[u8],
+) -> Result<Vec<u8>, BenchError> {
+    let ethernet = PacketBuilder::ethernet2(from.mac, to.mac);
+    let packet = if ipv6 {
+        ethernet.ipv6(from.ipv6.octets(), to.ipv6.octets(), TTL)
+    } else {
+        ethernet.ipv4(from.ipv4.octets(), to.ipv4.octets(), TTL)
+    };
+    let packet = packet.udp(ports.0, ports.1);
+    let mut frame = Vec::with_capacity(packet.size(payload.len()));
+    packet
+        .write(&mut frame, payload)
+        .map_err(|error| BenchError::Frame { size_bytes: payload.len(), reason: error.to_string() })?;
+    Ok(frame)
 }
 
 /// The peer of `flow` within the prefix of `rule` in 10.0.0.0/8.
@@ -194,15 +242,6 @@ fn peer_v6(rule: u32, flow: u32) -> Ipv6Addr {
     Ipv6Addr::from(0xfd00_0001_u128 << 96 | u128::from(rule) << 64 | u128::from(flow))
 }
 
-/// The generator splitmix64 of Steele, Lea and Flood.
-fn splitmix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = *state;
-    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ mixed >> 31
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -212,7 +251,7 @@ mod tests {
     use super::*;
 
     fn flows(count: u32, rules: u32, ipv6: bool) -> Flows {
-        Flows { count, rules, frame_bytes: 64, ipv6 }
+        Flows { ipv6, underlay_ipv6: ipv6, ..Flows::plain(count, rules, 64) }
     }
 
     /// Source and destination addresses and ports; checks every length and checksum on the way.
@@ -243,26 +282,26 @@ mod tests {
     #[test]
     fn frames_have_the_size_and_the_tenants_addresses() {
         for (ipv6, frame_bytes) in
-            [(false, 64), (true, 64), (false, 42), (true, 62), (false, 1514), (true, 1514)]
+            [(false, 64), (true, 64), (false, 42), (true, 62), (false, 9000), (true, 9000)]
         {
-            let flows = Flows { frame_bytes, ..flows(3, 1, ipv6) };
+            let flows = Flows { ipv6, ..Flows::plain(3, 1, frame_bytes) };
             for frame in flows.egress_frames() {
                 let frame = frame.unwrap();
                 assert_eq!(frame.len(), frame_bytes);
-                assert_eq!(frame[6..12], TENANT.mac);
-                let own = if ipv6 { TENANT.ipv6.to_string() } else { TENANT.ipv4.to_string() };
+                assert_eq!(frame[6..12], tenant(0).mac);
+                let own = if ipv6 { tenant(0).ipv6.to_string() } else { tenant(0).ipv4.to_string() };
                 assert_eq!(five_tuple(&frame).0, own);
             }
         }
     }
 
     #[test]
-    fn flows_differ_and_come_in_the_same_order_each_time() {
-        let flows = flows(70_000, 300, false);
+    fn flows_differ_and_new_ones_from_all() {
+        let mut flows = flows(20_000, 300, false);
+        flows.sequence.new_flows = 50_000;
         let tuples: Vec<_> = flows.egress_frames().map(|frame| five_tuple(&frame.unwrap())).collect();
         assert_eq!(tuples.iter().collect::<HashSet<_>>().len(), 70_000);
-        assert_eq!(flows.order(), flows.order());
-        assert_ne!(flows.order(), (0..70_000).collect::<Vec<_>>());
+        assert_eq!(flows.rules_hit(), 300);
     }
 
     #[test]
@@ -308,8 +347,8 @@ mod tests {
             for frame in flows.ingress_frames() {
                 let frame = frame.unwrap();
                 let (_, dst, source_port, port) = five_tuple(&frame);
-                assert_eq!(frame[..6], HERE.mac);
-                assert_eq!(dst, if ipv6 { HERE.ipv6.to_string() } else { HERE.ipv4.to_string() });
+                assert_eq!(frame[..6], here(0).mac);
+                assert_eq!(dst, if ipv6 { here(0).ipv6.to_string() } else { here(0).ipv4.to_string() });
                 assert!(source_port >= FIRST_DYNAMIC_PORT);
                 assert_eq!(port, VXLAN_UDP_PORT);
                 let headers = usize::from(least_frame_bytes(ipv6));
@@ -317,12 +356,37 @@ mod tests {
                 assert_eq!(frame[headers], 0x08);
                 networks.insert(u32::from_be_bytes(frame[headers + 4..headers + 8].try_into().unwrap()) >> 8);
                 let inner = &frame[headers + 8..];
-                assert_eq!(inner[..6], TENANT.mac);
+                assert_eq!(inner[..6], tenant(0).mac);
                 five_tuple(inner);
                 let zero = frame[headers - 2..headers] == [0, 0];
                 assert_eq!(zero, !ipv6, "RFC 7348 over IPv4, a checksum over IPv6");
             }
             assert_eq!(networks, (1..=10).collect());
         }
+    }
+
+    #[test]
+    fn tunnels_have_their_networks_and_remotes() {
+        let flows = Flows { tunnels: Some(4), ..flows(100, 10, false) };
+        let distinct = |texts: Vec<String>| texts.into_iter().collect::<HashSet<_>>().len();
+        assert_eq!(distinct((0..10).map(|rule| flows.remote(rule).ipv4.to_string()).collect()), 4);
+        assert_eq!(distinct((0..10).map(|rule| flows.remote(rule).ipv6.to_string()).collect()), 4);
+        assert_eq!(distinct((0..10).map(|rule| flows.vni(rule).to_string()).collect()), 4);
+        let sources = flows.ingress_frames().map(|frame| five_tuple(&frame.unwrap()).0);
+        assert_eq!(distinct(sources.collect()), 4);
+    }
+
+    #[test]
+    fn lanes_have_nothing_in_common() {
+        let lane = |lane| Flows { lane, ..flows(1, 10, false) };
+        let networks: HashSet<_> = (0..MOST_LANES as u8)
+            .flat_map(|number| (0..10).map(move |rule| lane(number).vni(rule)))
+            .collect();
+        assert_eq!(networks.len(), 10 * MOST_LANES);
+        let stations = |lane| [tenant(lane).mac, here(lane).mac, there(lane).mac];
+        let macs: HashSet<_> = (0..MOST_LANES as u8).flat_map(stations).collect();
+        assert_eq!(macs.len(), 3 * MOST_LANES);
+        let outer = |frame: Vec<u8>| five_tuple(&frame).1;
+        assert_eq!(outer(lane(3).ingress_frames().next().unwrap().unwrap()), "192.0.5.1");
     }
 }

@@ -10,27 +10,39 @@
 //! `forebay bench encap --seconds 0.3 --runs 1 --json`.
 
 mod args;
+mod changes;
+mod chart;
 mod child;
+mod compare;
 mod cpu_time;
 mod daemon;
 mod error;
 mod figures;
 mod flows;
+mod instructions;
 mod machine;
+mod memory;
+mod newcomers;
+mod ovs;
 mod path;
 mod pcap;
 mod report;
 mod ring;
 mod sample;
 mod scenario;
+mod sequence;
+mod table;
 mod testpmd;
+mod update;
+mod update_report;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use crate::args::{PathArgs, RingArgs};
+use crate::args::{CompareArgs, PathArgs, RingArgs, UpdateArgs};
 use crate::error::BenchError;
 use crate::scenario::Direction;
+use crate::table::TableArgs;
 
 /// What to measure, and how.
 #[derive(Clone, Debug, clap::Args)]
@@ -45,9 +57,14 @@ enum Benchmark {
     Encap(PathArgs),
     /// Measure packets of the underlay that are decapsulated and delivered to a tenant.
     Decap(PathArgs),
-    /// Measure encap with so many flows that hardly a packet follows one of its own flow. This version looks every
-    /// packet up in the rule table, so this is encap with more flows.
+    /// Measure encap with workers that remember hardly a flow, so that every packet is looked up in the rule table.
     Miss(PathArgs),
+    /// Measure what changes of rules cost while packets are encapsulated.
+    Update(UpdateArgs),
+    /// Measure encap beside every peer that is installed, in turns: dpdk-testpmd io, and Open vSwitch with DPDK.
+    Compare(CompareArgs),
+    /// Measure every row of the README's table, each beside dpdk-testpmd io.
+    Table(TableArgs),
     /// Measure a ring between two cores.
     Ring(RingArgs),
 }
@@ -73,9 +90,12 @@ fn execute(benchmark: &Benchmark) -> Result<String, BenchError> {
         );
     }
     match benchmark {
-        Benchmark::Encap(args) => path::run("encap", &args.plan(Direction::Encap, 1)?),
-        Benchmark::Decap(args) => path::run("decap", &args.plan(Direction::Decap, 1)?),
-        Benchmark::Miss(args) => path::run("miss", &args.plan(Direction::Encap, args::MISS_FLOWS)?),
+        Benchmark::Encap(args) => path::run("encap", &args.plan(Direction::Encap, false)?),
+        Benchmark::Decap(args) => path::run("decap", &args.plan(Direction::Decap, false)?),
+        Benchmark::Miss(args) => path::run("miss", &args.plan(Direction::Encap, true)?),
+        Benchmark::Update(args) => update::run(&args.plan()?),
+        Benchmark::Compare(args) => compare::run(&args.plan()?),
+        Benchmark::Table(args) => table::run(args),
         Benchmark::Ring(args) => ring::run(&args.plan()?),
     }
 }

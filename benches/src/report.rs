@@ -10,13 +10,14 @@ use crate::cpu_time;
 use crate::figures::{Spread, rounded};
 use crate::machine::Machine;
 use crate::path::Measured;
-use crate::sample::{QUANTILES, Run};
+use crate::sample::{QUANTILES, Run, WorkerRun};
+use crate::sequence::Sizes;
 
 /// A finished benchmark.
 #[derive(Debug)]
-pub(crate) struct PathReport<'a> {
+pub(crate) struct PathReport {
     pub name: &'static str,
-    pub plan: &'a PathPlan,
+    pub plan: PathPlan,
     pub machine: Machine,
     pub hugepages: bool,
     pub measured: Measured,
@@ -24,8 +25,8 @@ pub(crate) struct PathReport<'a> {
     pub baseline_missing: Option<String>,
 }
 
-impl PathReport<'_> {
-    fn spread(&self, figure: impl Fn(&Run) -> f64) -> Spread {
+impl PathReport {
+    pub(crate) fn spread(&self, figure: impl Fn(&Run) -> f64) -> Spread {
         Spread::of(self.measured.runs.iter().map(figure))
     }
 
@@ -48,8 +49,46 @@ impl PathReport<'_> {
         shares.filter(|shares| !shares.is_empty()).map(Spread::of)
     }
 
+    /// Instructions per packet; `None` where the machine does not count them.
+    pub(crate) fn instructions(&self) -> Option<Spread> {
+        let runs: Option<Vec<f64>> =
+            self.measured.runs.iter().map(|run| run.instructions_per_packet).collect();
+        runs.filter(|runs| !runs.is_empty()).map(Spread::of)
+    }
+
+    /// Packets a second of the first core alone, and how many times as many all have.
+    pub(crate) fn alone(&self) -> Option<(Spread, f64)> {
+        if self.measured.alone.is_empty() {
+            return None;
+        }
+        let alone = Spread::of(self.measured.alone.iter().map(|run| run.packets_per_second));
+        Some((alone, self.spread(|run| run.packets_per_second).median / alone.median))
+    }
+
+    /// Packets a second that began a flow.
+    fn new_flows(&self) -> Option<Spread> {
+        let share = self.plan.scenario.flows.sequence.new_share();
+        (share > 0.0).then(|| self.spread(|run| run.packets_per_second * share))
+    }
+
+    /// The figures of each core: number, packets a second, cycles per packet, and the quantiles of latency.
+    fn per_core(&self) -> Vec<(u32, Spread, Spread, [Spread; 4])> {
+        let cores: Vec<u32> = self.plan.cores.iter().map(|core| *core as u32).collect();
+        let of = |core: u32, figure: &dyn Fn(&WorkerRun) -> f64| {
+            let workers = self.measured.runs.iter().flat_map(|run| &run.workers);
+            Spread::of(workers.filter(|worker| worker.core == core).map(figure))
+        };
+        let latency = |core| std::array::from_fn(|place| of(core, &|run| run.latency_ns[place] as f64));
+        let figures = |core| {
+            let (rate, cycles) =
+                (of(core, &|run| run.packets_per_second), of(core, &|run| run.cycles_per_packet));
+            (core, rate, cycles, latency(core))
+        };
+        cores.into_iter().map(figures).collect()
+    }
+
     /// Cycles per packet of testpmd, and how many times as many Forebay's worker needs.
-    fn baseline(&self) -> Option<(Spread, f64)> {
+    pub(crate) fn baseline(&self) -> Option<(Spread, f64)> {
         if self.measured.testpmd_cycles.is_empty() {
             return None;
         }
@@ -71,11 +110,31 @@ impl PathReport<'_> {
         let mut stages = Map::new();
         self.stages().iter().for_each(|(name, _, cycles)| cycles.put(&mut stages, name, 2));
         object.insert("stages".to_owned(), stages.into());
-        let mut latency = Map::new();
-        for (place, (name, _)) in QUANTILES.iter().enumerate() {
-            self.spread(|run| run.latency_ns[place] as f64).put(&mut latency, name, 0);
+        let latency =
+            QUANTILES.iter().enumerate().map(|(place, _)| self.spread(|run| run.latency_ns[place] as f64));
+        object.insert("latency_ns".to_owned(), latency_json(latency));
+        match self.instructions() {
+            Some(instructions) => instructions.put(&mut object, "instructions_per_packet", 1),
+            None => {
+                object.insert("instructions_per_packet".to_owned(), Value::Null);
+            }
         }
-        object.insert("latency_ns".to_owned(), latency.into());
+        if let Some(began) = self.new_flows() {
+            began.put(&mut object, "new_flows_per_second", 0);
+        }
+        if let Some((alone, ratio)) = self.alone() {
+            alone.put(&mut object, "one_core_packets_per_second", 0);
+            object.insert("packets_per_second_over_one_core".to_owned(), rounded(ratio, 3));
+            let cores = self.per_core().into_iter().map(|(core, rate, cycles, latency)| {
+                let mut object = Map::new();
+                object.insert("core".to_owned(), core.into());
+                rate.put(&mut object, "packets_per_second", 0);
+                cycles.put(&mut object, "worker_cycles_per_packet", 2);
+                object.insert("latency_ns".to_owned(), latency_json(latency.into_iter()));
+                Value::Object(object)
+            });
+            object.insert("per_core".to_owned(), cores.collect::<Vec<_>>().into());
+        }
         self.spread(|run| run.lost_packets() as f64).put(&mut object, "lost_packets", 0);
         object.insert("lost".to_owned(), json!(self.lost()));
         if let Some((cycles, ratio)) = self.baseline() {
@@ -94,11 +153,18 @@ impl PathReport<'_> {
         let flows = self.plan.scenario.flows;
         let settings = json!({
             "benchmark": self.name,
-            "flows": flows.count,
+            "flows": flows.sequence.flows,
+            "new_flows_per_second_wanted": self.plan.new_flows_per_second,
+            "random": flows.sequence.random,
             "rules": flows.rules,
-            "size_bytes": flows.frame_bytes,
+            "size_bytes": rounded(flows.sizes.mean(), 0),
+            "imix": flows.sizes == Sizes::Imix,
             "tunnel": "vxlan",
+            "tunnels": flows.tunnels.unwrap_or(flows.rules),
             "ipv6": flows.ipv6,
+            "underlay": underlay(flows.underlay_ipv6),
+            "flow_cache_entries": self.plan.scenario.cache_entries,
+            "packet_memory_mib": self.plan.scenario.memory_mib(self.hugepages),
             "cores": self.plan.cores,
             "seconds": self.plan.duration.as_secs_f64(),
             "runs": self.plan.runs,
@@ -131,6 +197,21 @@ impl PathReport<'_> {
         for (place, (name, _)) in QUANTILES.iter().enumerate() {
             table.row(&format!("latency {name} ns"), self.spread(|run| run.latency_ns[place] as f64), 0);
         }
+        match self.instructions() {
+            Some(instructions) => table.row("instructions/packet", instructions, 1),
+            None => table.line("instructions/packet      this machine does not count them"),
+        }
+        if let Some(began) = self.new_flows() {
+            table.row("new flows/s", began, 0);
+        }
+        if let Some((alone, _)) = self.alone() {
+            table.row("first core alone", alone, 0);
+            for (core, rate, cycles, latency) in self.per_core() {
+                table.row(&format!("  core {core} packets/s"), rate, 0);
+                table.row(&format!("  core {core} cycles/packet"), cycles, 1);
+                table.row(&format!("  core {core} p99 ns"), latency[1], 0);
+            }
+        }
         table.row("lost packets", self.spread(|run| run.lost_packets() as f64), 0);
         if let Some((cycles, _)) = self.baseline() {
             table.row("testpmd cycles/packet", cycles, 1);
@@ -138,6 +219,9 @@ impl PathReport<'_> {
         if let Some(share) = self.core_share() {
             table.row("share of its core", share, 2);
             cpu_time::warning(share.min).iter().for_each(|warning| table.line(warning));
+        }
+        if let Some((_, ratio)) = self.alone() {
+            table.line(&format!("all cores carry {ratio:.2} times what the first carries alone"));
         }
         if let Some((_, ratio)) = self.baseline() {
             table.line(&format!("a packet costs Forebay's worker {ratio:.2} times what it costs testpmd"));
@@ -154,19 +238,36 @@ impl PathReport<'_> {
 
     fn title(&self) -> String {
         let flows = self.plan.scenario.flows;
+        let length = match flows.sizes {
+            Sizes::Fixed(bytes) => format!("{bytes} bytes"),
+            Sizes::Imix => "IMIX".to_owned(),
+        };
         format!(
-            "{}: {}, {}, {} bytes, vxlan over {}, core {}, {} of {} s, {} pages",
+            "{}: {}{}, {}, {length}, {} in vxlan over {}, core {}, {} of {} s, {} MiB in {} pages",
             self.name,
-            counted(flows.count, "flow"),
+            counted(flows.sequence.flows, "flow"),
+            if flows.sequence.random { " drawn at random" } else { "" },
             counted(flows.rules, "rule"),
-            flows.frame_bytes,
             if flows.ipv6 { "IPv6" } else { "IPv4" },
+            if flows.underlay_ipv6 { "IPv6" } else { "IPv4" },
             cores::format(&self.plan.cores),
             counted(self.plan.runs, "run"),
             self.plan.duration.as_secs_f64(),
+            self.plan.scenario.memory_mib(self.hugepages),
             if self.hugepages { "huge" } else { "ordinary" },
         )
     }
+}
+
+fn underlay(ipv6: bool) -> &'static str {
+    if ipv6 { "ipv6" } else { "ipv4" }
+}
+
+/// The quantiles of latency by their names.
+pub(crate) fn latency_json(quantiles: impl Iterator<Item = Spread>) -> Value {
+    let mut latency = Map::new();
+    QUANTILES.iter().zip(quantiles).for_each(|((name, _), spread)| spread.put(&mut latency, name, 0));
+    latency.into()
 }
 
 fn counted(count: u32, what: &str) -> String {
@@ -219,6 +320,8 @@ mod tests {
             worker_cycles_per_packet: 4.0 * cycles,
             packets_per_call: 64.0,
             core_share: Some(0.5),
+            workers: [1, 2].map(|core| worker(core, 5e8 / cycles)).to_vec(),
+            instructions_per_packet: None,
             stages: vec![stage("receive", true), stage("admit", false), stage("transmit", true)],
             latency_ns: [10, 20, 30, 40],
             lost: (lost > 0).then(|| ("vm1 no_rule".to_owned(), lost)).into_iter().collect(),
@@ -226,11 +329,16 @@ mod tests {
         }
     }
 
+    fn worker(core: u32, packets_per_second: f64) -> WorkerRun {
+        WorkerRun { core, packets_per_second, cycles_per_packet: 7.0, latency_ns: [1, 2, 3, 4] }
+    }
+
     fn plan() -> PathPlan {
-        let flows = Flows { count: 1, rules: 1000, frame_bytes: 64, ipv6: false };
+        let flows = Flows::plain(1, 1000, 64);
         PathPlan {
-            scenario: Scenario { direction: Direction::Encap, flows },
+            scenario: Scenario { direction: Direction::Encap, flows, lanes: 1, cache_entries: 64 },
             cores: vec![1],
+            new_flows_per_second: None,
             duration: Duration::from_secs(2),
             runs: 3,
             baseline: None,
@@ -238,17 +346,16 @@ mod tests {
         }
     }
 
-    fn report(plan: &PathPlan, testpmd_cycles: Vec<f64>) -> PathReport<'_> {
+    fn report(plan: PathPlan, testpmd_cycles: Vec<f64>) -> PathReport {
         let runs = vec![run(10.0, 0), run(30.0, 7), run(20.0, 0)];
-        let measured = Measured { runs, testpmd_cycles };
+        let measured = Measured { runs, alone: Vec::new(), testpmd_cycles };
         let machine = Machine::look();
         PathReport { name: "encap", plan, machine, hugepages: false, measured, baseline_missing: None }
     }
 
     #[test]
     fn json_has_the_promised_keys() {
-        let plan = plan();
-        let json = report(&plan, vec![40.0]).to_json();
+        let json = report(plan(), vec![40.0]).to_json();
         for key in ["packets_per_second", "path_cycles_per_packet", "io_cycles_per_packet", "lost_packets"] {
             for suffix in ["", "_min", "_max"] {
                 assert!(json[format!("{key}{suffix}")].is_number(), "{key}{suffix}");
@@ -276,12 +383,13 @@ mod tests {
 
     #[test]
     fn the_table_says_what_was_lost_and_what_is_missing() {
-        let plan = plan();
-        let mut report = report(&plan, Vec::new());
+        let mut report = report(plan(), Vec::new());
         report.baseline_missing = Some("not installed".to_owned());
         let text = report.to_text();
         assert!(
-            text.starts_with("encap: 1 flow, 1000 rules, 64 bytes, vxlan over IPv4, core 1, 3 runs of 2 s"),
+            text.starts_with(
+                "encap: 1 flow, 1000 rules, 64 bytes, IPv4 in vxlan over IPv4, core 1, 3 runs of 2 s"
+            ),
             "{text}"
         );
         let row = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
@@ -292,5 +400,27 @@ mod tests {
         );
         assert!(text.contains("a worker had only 50 % of its core"), "{text}");
         assert!(!text.contains("testpmd cycles"), "{text}");
+    }
+
+    #[test]
+    fn several_cores_are_compared_with_one_and_new_flows_counted() {
+        let mut plan = plan();
+        (plan.cores, plan.scenario.lanes) = (vec![1, 2], 2);
+        plan.scenario.flows.sequence.new_flows = 1;
+        let mut report = report(plan, Vec::new());
+        report.measured.alone = vec![run(40.0, 0)];
+        let json = report.to_json();
+        assert_eq!(
+            (&json["instructions_per_packet"], &json["latency_ns"]["p50"]),
+            (&Value::Null, &json!(10))
+        );
+        assert_eq!(json["packets_per_second_over_one_core"], 2.0);
+        assert_eq!((&json["per_core"][0]["core"], &json["per_core"][1]["core"]), (&json!(1), &json!(2)));
+        assert_eq!(json["per_core"][1]["packets_per_second"], 25_000_000);
+        assert_eq!(json["per_core"][1]["latency_ns"]["p999"], 3);
+        assert_eq!(json["new_flows_per_second"], 25_000_000, "half of the packets");
+        let text = report.to_text();
+        assert!(text.contains("all cores carry 2.00 times what the first carries alone"), "{text}");
+        assert!(text.contains("this machine does not count them"), "{text}");
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Sample {
     stats_took: Duration,
     /// Nanoseconds that each thread of the daemon has run for.
     cpu_time: HashMap<String, u64>,
+    /// Instructions of all workers so far, where the machine counts them.
+    instructions: Option<u64>,
 }
 
 /// The cost of one stage.
@@ -35,6 +37,15 @@ pub(crate) struct StageCost {
     /// Receives or transmits.
     pub io: bool,
     pub cycles_per_packet: f64,
+}
+
+/// What one worker did in a run.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct WorkerRun {
+    pub core: u32,
+    pub packets_per_second: f64,
+    pub cycles_per_packet: f64,
+    pub latency_ns: [u64; 4],
 }
 
 /// The figures of one run.
@@ -50,6 +61,10 @@ pub(crate) struct Run {
     pub packets_per_call: f64,
     /// Share of its core that the worker with the least had, where the kernel tells.
     pub core_share: Option<f64>,
+    /// Each worker that had packets, in the order of their cores.
+    pub workers: Vec<WorkerRun>,
+    /// Instructions of the workers, where the machine counts them.
+    pub instructions_per_packet: Option<f64>,
     /// In the order of the path.
     pub stages: Vec<StageCost>,
     /// In the order of [`QUANTILES`]; upper bounds, at most an eighth too high.
@@ -73,17 +88,23 @@ impl Sample {
         let asked = Instant::now();
         let stats = daemon.stats().await?;
         let stats_took = asked.elapsed();
-        Ok(Self { stats, pipeline: daemon.pipeline().await?, stats_took, cpu_time: daemon.cpu_time() })
+        let pipeline = daemon.pipeline().await?;
+        let instructions = daemon.instructions();
+        Ok(Self { stats, pipeline, stats_took, cpu_time: daemon.cpu_time(), instructions })
     }
 
-    /// The figures between an older sample and this one, for packets from port `source` to port `sink`.
+    /// The figures between an older sample and this one, for packets from the ports `sources` to the ports `sinks`.
     ///
     /// # Errors
     /// No packet came, or some went uncounted.
-    pub(crate) fn since(&self, older: &Self, (source, sink): (&str, &str)) -> Result<Run, BenchError> {
+    pub(crate) fn since(
+        &self,
+        older: &Self,
+        (sources, sinks): (&[String], &[String]),
+    ) -> Result<Run, BenchError> {
         let work = Work::between(&older.pipeline, &self.pipeline);
         if work.packets == 0 || work.cycles == 0 {
-            return Err(BenchError::Insane(format!("port \"{source}\" received no packet")));
+            return Err(BenchError::Insane(format!("port {} received no packet", listed(sources))));
         }
         let run = Run {
             packets_per_second: work.packets_per_second,
@@ -92,13 +113,16 @@ impl Sample {
             worker_cycles_per_packet: work.cycles as f64 / work.packets as f64,
             packets_per_call: work.packets as f64 / work.calls.max(1) as f64,
             core_share: self.core_share(older, &work),
+            instructions_per_packet: (self.instructions.zip(older.instructions))
+                .map(|(new, old)| new.saturating_sub(old) as f64 / work.packets as f64),
+            workers: work.runs.clone(),
             stages: work.costs(),
             latency_ns: QUANTILES.map(|(_, share)| quantile(&work.latency, share)),
             lost: lost(&older.stats, &self.stats),
             packets: work.packets,
         };
         let gap = (older.stats_took + self.stats_took).as_secs_f64() * run.packets_per_second;
-        balance(&older.stats, &self.stats, (source, sink), gap.ceil() as u64)?;
+        balance(&older.stats, &self.stats, (sources, sinks), gap.ceil() as u64)?;
         Ok(run)
     }
 
@@ -120,6 +144,7 @@ struct Work {
     packets_per_second: f64,
     /// The workers that had packets, and the nanoseconds that passed for each.
     workers: Vec<(String, f64)>,
+    runs: Vec<WorkerRun>,
     stages: Vec<StageSum>,
     latency: Vec<u64>,
 }
@@ -157,13 +182,20 @@ impl Work {
             self.add_stage(&new.name, new.io, packets, cycles);
         }
         let cycles = worker.total_cycles.saturating_sub(before.total_cycles);
+        let latency = difference(&worker.burst_ns_histogram, &before.burst_ns_histogram);
         if received > 0 && cycles > 0 {
+            let packets_per_second = received as f64 * tsc_hz as f64 / cycles as f64;
             self.packets += received;
             self.cycles += cycles;
-            self.packets_per_second += received as f64 * tsc_hz as f64 / cycles as f64;
+            self.packets_per_second += packets_per_second;
             self.workers.push((worker.name.clone(), cycles as f64 * 1e9 / tsc_hz as f64));
+            self.runs.push(WorkerRun {
+                core: worker.core,
+                packets_per_second,
+                cycles_per_packet: cycles as f64 / received as f64,
+                latency_ns: QUANTILES.map(|(_, share)| quantile(&latency, share)),
+            });
         }
-        let latency = difference(&worker.burst_ns_histogram, &before.burst_ns_histogram);
         self.latency.resize(self.latency.len().max(latency.len()), 0);
         self.latency.iter_mut().zip(latency).for_each(|(sum, count)| *sum += count);
     }
@@ -211,22 +243,24 @@ fn lost(older: &v1::GetStatsResponse, newer: &v1::GetStatsResponse) -> BTreeMap<
     lost
 }
 
-/// What one port received, the other sent or somebody dropped, but for what was on its way: `gap` packets that passed
+/// What some ports received, others sent or somebody dropped, but for what was on its way: `gap` packets that passed
 /// while the counters were read, and what the workers can hold.
 fn balance(
     older: &v1::GetStatsResponse,
     newer: &v1::GetStatsResponse,
-    (source, sink): (&str, &str),
+    (sources, sinks): (&[String], &[String]),
     gap: u64,
 ) -> Result<(), BenchError> {
-    let delta = |port: &str, count: fn(&v1::PortCounters) -> u64| -> Result<u64, BenchError> {
-        let (Some(new), Some(old)) = (counters(newer, port), counters(older, port)) else {
-            return Err(BenchError::Insane(format!("the daemon has no port \"{port}\"")));
-        };
-        Ok(count(new).saturating_sub(count(old)))
+    let delta = |ports: &[String], count: fn(&v1::PortCounters) -> u64| {
+        ports.iter().try_fold(0_u64, |sum, port| {
+            let (Some(new), Some(old)) = (counters(newer, port), counters(older, port)) else {
+                return Err(BenchError::Insane(format!("the daemon has no port \"{port}\"")));
+            };
+            Ok(sum + count(new).saturating_sub(count(old)))
+        })
     };
-    let received = delta(source, |counters| counters.rx_packets)?;
-    let sent = delta(sink, |counters| counters.tx_packets)?;
+    let received = delta(sources, |counters| counters.rx_packets)?;
+    let sent = delta(sinks, |counters| counters.tx_packets)?;
     let dropped: u64 = lost(older, newer).values().sum();
     let Some(conservation) = &newer.conservation else {
         return Err(BenchError::Insane("the daemon tells nothing of conservation".to_owned()));
@@ -235,16 +269,27 @@ fn balance(
     let away = received.abs_diff(sent.saturating_add(dropped));
     if away > allowed {
         return Err(BenchError::Insane(format!(
-            "port \"{source}\" received {received} packets, port \"{sink}\" sent {sent}, {dropped} were dropped: \
-             {away} are unaccounted for, and only {allowed} can be on their way"
+            "port {} received {received} packets, port {} sent {sent}, {dropped} were dropped: {away} are unaccounted \
+             for, and only {allowed} can be on their way",
+            listed(sources),
+            listed(sinks)
         )));
     }
     Ok(())
 }
 
+fn listed(ports: &[String]) -> String {
+    ports.iter().map(|port| format!("\"{port}\"")).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// The figures of a run in which each packet took so long.
+    pub(crate) fn run_of(latency_ns: u64) -> Run {
+        Run { latency_ns: [latency_ns; 4], ..since(&sample(3200, 3200, 0), &sample(320, 320, 0)).unwrap() }
+    }
 
     fn stage(name: &str, io: bool, packets: u64, cycles: u64) -> v1::Stage {
         v1::Stage { name: name.to_owned(), io, packets, calls: packets / 32, cycles }
@@ -295,14 +340,16 @@ mod tests {
         // 100 cycles a packet at 1 MHz are 100 us, of which the worker ran for 40.
         let cpu_time = HashMap::from([("worker0".to_owned(), packets * 40_000), ("other".to_owned(), 7)]);
         let (stats, pipeline) = (stats(packets, sent, dropped), pipeline(packets));
-        Sample { stats, pipeline, stats_took: Duration::ZERO, cpu_time }
+        Sample { stats, pipeline, stats_took: Duration::ZERO, cpu_time, instructions: Some(7 * packets) }
     }
 
-    const PORTS: (&str, &str) = ("vm1", "uplink0");
+    fn since(newer: &Sample, older: &Sample) -> Result<Run, BenchError> {
+        newer.since(older, (&["vm1".to_owned()], &["uplink0".to_owned()]))
+    }
 
     #[test]
     fn figures_are_differences() {
-        let run = sample(3200, 3200, 0).since(&sample(320, 320, 0), PORTS).unwrap();
+        let run = since(&sample(3200, 3200, 0), &sample(320, 320, 0)).unwrap();
         assert_eq!(run.packets, 2880);
         assert!((run.packets_per_second - 10_000.0).abs() < 1e-6, "100 cycles a packet at 1 MHz");
         assert!((run.path_cycles_per_packet - 15.0).abs() < 1e-9);
@@ -311,6 +358,9 @@ mod tests {
         assert!((run.packets_per_call - 32.0).abs() < 1e-9);
         assert!(run.core_share.is_some_and(|share| (share - 0.4).abs() < 1e-9), "{:?}", run.core_share);
         assert_eq!(run.latency_ns, [5; 4]);
+        assert_eq!(run.instructions_per_packet, Some(7.0));
+        assert_eq!((run.workers.len(), run.workers[0].latency_ns), (1, [5; 4]));
+        assert!((run.workers[0].packets_per_second - run.packets_per_second).abs() < 1e-6);
         assert_eq!(run.lost_packets(), 0);
         let names: Vec<_> = run.stages.iter().map(|stage| (stage.name.as_str(), stage.io)).collect();
         assert_eq!(names, [("receive", true), ("admit", false), ("dispatch", false), ("transmit", true)]);
@@ -318,25 +368,26 @@ mod tests {
 
     #[test]
     fn drops_are_shown_with_port_and_reason() {
-        let run = sample(3200, 3000, 200).since(&sample(320, 320, 0), PORTS).unwrap();
+        let run = since(&sample(3200, 3000, 200), &sample(320, 320, 0)).unwrap();
         assert_eq!(run.lost_packets(), 200);
         assert_eq!(run.lost, [("vm1 no_rule".to_owned(), 200)].into());
     }
 
     #[test]
     fn packets_that_go_uncounted_are_an_error() {
-        assert!(sample(3200, 3200 - 64, 0).since(&sample(320, 320, 0), PORTS).is_ok());
-        let error = sample(3200, 3000, 0).since(&sample(320, 320, 0), PORTS).unwrap_err().to_string();
+        assert!(since(&sample(3200, 3200 - 64, 0), &sample(320, 320, 0)).is_ok());
+        let error = since(&sample(3200, 3000, 0), &sample(320, 320, 0)).unwrap_err().to_string();
         assert!(error.contains("200 are unaccounted for, and only 64 can be on their way"), "{error}");
-        let error = sample(3200, 3400, 0).since(&sample(320, 320, 0), PORTS).unwrap_err().to_string();
+        let error = since(&sample(3200, 3400, 0), &sample(320, 320, 0)).unwrap_err().to_string();
         assert!(error.contains("200 are unaccounted for"), "{error}");
         // While the counters are read, packets pass: 20 ms at 10,000 a second are 200.
         let slow = Sample { stats_took: Duration::from_millis(20), ..sample(3200, 3000, 0) };
-        assert!(slow.since(&sample(320, 320, 0), PORTS).is_ok());
-        let error = sample(320, 320, 0).since(&sample(320, 320, 0), PORTS).unwrap_err().to_string();
+        assert!(since(&slow, &sample(320, 320, 0)).is_ok());
+        let error = since(&sample(320, 320, 0), &sample(320, 320, 0)).unwrap_err().to_string();
         assert!(error.contains("port \"vm1\" received no packet"), "{error}");
         let error =
-            sample(3200, 3200, 0).since(&sample(320, 320, 0), ("vm1", "vm2")).unwrap_err().to_string();
+            sample(3200, 3200, 0).since(&sample(320, 320, 0), (&["vm1".to_owned()], &["vm2".to_owned()]));
+        let error = error.unwrap_err().to_string();
         assert!(error.contains("no port \"vm2\""), "{error}");
     }
 
@@ -352,7 +403,7 @@ mod tests {
             sample.pipeline.workers.push(idle);
             sample
         };
-        let run = with_idle(3200).since(&with_idle(320), PORTS).unwrap();
+        let run = since(&with_idle(3200), &with_idle(320)).unwrap();
         assert!((run.worker_cycles_per_packet - 100.0).abs() < 1e-9);
     }
 }

@@ -19,6 +19,8 @@ const PROGRAM: &str = "dpdk-testpmd";
 const STARTED: &str = "Checking link statuses...";
 /// Before the figure.
 const FIGURE: &str = "CPU cycles/packet=";
+/// Room that DPDK keeps before the data of a packet, part of what testpmd calls the size of a buffer.
+const HEADROOM_BYTES: usize = 128;
 const START_PATIENCE: Duration = Duration::from_secs(60);
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -96,6 +98,7 @@ impl Testpmd<'_> {
             // Both take as much at once.
             format!("--burst={BATCH}"),
             format!("--total-num-mbufs={}", self.scenario.buffers()),
+            format!("--mbuf-size={}", self.scenario.buffer_bytes() + HEADROOM_BYTES),
         ];
         words.extend(more);
         words
@@ -124,8 +127,8 @@ mod tests {
 
     #[test]
     fn it_gets_the_same_packets_and_core() {
-        let flows = Flows { count: 1000, rules: 1, frame_bytes: 64, ipv6: false };
-        let scenario = Scenario { direction: Direction::Encap, flows };
+        let flows = Flows::plain(1000, 1, 64);
+        let scenario = Scenario { direction: Direction::Encap, flows, lanes: 1, cache_entries: 64 };
         let core = cores::available()[0];
         let packets = Path::new("/tmp/p.pcap");
         let testpmd =
@@ -136,7 +139,9 @@ mod tests {
             words.iter().any(|word| word.starts_with("--lcores=0@") && word.ends_with(&format!(",1@{core}")))
         );
         assert!(
-            words.contains(&"--no-huge".to_owned()) && words.contains(&"--total-num-mbufs=17384".to_owned())
+            words.contains(&"--no-huge".to_owned())
+                && words.contains(&"--total-num-mbufs=17384".to_owned())
+                && words.contains(&"--mbuf-size=2176".to_owned())
         );
     }
 }

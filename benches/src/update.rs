@@ -1,0 +1,160 @@
+//! `forebay bench update`: what changes of rules cost, under full load.
+//!
+//! A daemon encapsulates as fast as it can all the time. Its table is loaded, then every rule is replaced in one
+//! transaction, then single rules are changed at a rate. Beside each stands what happened to the packets meanwhile: the
+//! longest time that one of them spent in the daemon, next to that of a time in which nothing changed, and how many were
+//! lost.
+
+use std::time::{Duration, Instant};
+
+use forebay_api::v1;
+
+use crate::args::UpdatePlan;
+use crate::changes::{self, Changes};
+use crate::daemon::{Daemon, Setup};
+use crate::error::BenchError;
+use crate::machine::{self, Machine};
+use crate::memory;
+use crate::path::{self, folder, interruptible, subfolder};
+use crate::sample::{Run, Sample};
+use crate::scenario::Scenario;
+use crate::update_report::UpdateReport;
+
+/// The TTL of a rule says how often it was changed; 64 is what it is loaded with.
+const FIRST_TTL: u32 = 64;
+/// TTLs that are used in turn.
+const TTLS: u32 = 32;
+/// Between two changes lie so many rules, so that neighbours in the table do not change together. A prime: all rules have
+/// their turn.
+const STRIDE: u64 = 999_983;
+
+/// The figures of one run.
+#[derive(Clone, Debug)]
+pub(crate) struct UpdateRun {
+    pub load: Duration,
+    pub replace: Duration,
+    /// What the daemon grew by while the table was loaded.
+    pub table_bytes: u64,
+    pub changes: Changes,
+    /// Packets while nothing changed, while the table was replaced, and while single rules changed.
+    pub idle: Run,
+    pub replacing: Run,
+    pub changing: Run,
+}
+
+/// Runs the benchmark; gives what is to be written.
+pub(crate) fn run(plan: &UpdatePlan) -> Result<String, BenchError> {
+    interruptible(async {
+        let (folder, machine) = (folder()?, Machine::look());
+        plan.scenario.write_packets(folder.path())?;
+        let hugepages = machine::free_hugepages_mib() >= plan.scenario.memory_mib(true);
+        let mut runs = Vec::new();
+        for number in 0..plan.runs {
+            let own = subfolder(folder.path(), &format!("run{number}"))?;
+            let (scenario, packets, cores) = (&plan.scenario, folder.path(), plan.cores.as_slice());
+            let daemon = Daemon::launch(Setup { scenario, packets, cores, hugepages }, &own).await?;
+            runs.push(measure(plan, &daemon).await?);
+        }
+        let report = UpdateReport { plan: plan.clone(), machine, hugepages, runs };
+        Ok(if plan.json { report.to_json().to_string() } else { report.to_text() })
+    })
+}
+
+async fn measure(plan: &UpdatePlan, daemon: &Daemon) -> Result<UpdateRun, BenchError> {
+    let scenario = plan.scenario;
+    let before_bytes = memory::resident_bytes(daemon.process_id())?;
+    let load = load(daemon, scenario, 0).await?;
+    let table_bytes = memory::resident_bytes(daemon.process_id())?.saturating_sub(before_bytes);
+    let idle = path::measure(&scenario, plan.duration, daemon).await?;
+    let watch = Watch::begin(daemon).await?;
+    let replace = self::load(daemon, scenario, 1).await?;
+    let replacing = watch.end(daemon, &scenario).await?;
+    tokio::time::sleep(path::WARM_UP).await;
+    let watch = Watch::begin(daemon).await?;
+    let changes =
+        changes::stream(daemon, changed_rules(scenario), plan.changes_per_second, plan.duration).await?;
+    let changing = watch.end(daemon, &scenario).await?;
+    Ok(UpdateRun { load, replace, table_bytes, changes, idle, replacing, changing })
+}
+
+/// Loads the whole table in an edition; every rule of it is a change.
+async fn load(daemon: &Daemon, scenario: Scenario, edition: u32) -> Result<Duration, BenchError> {
+    let start = Instant::now();
+    let changed = daemon.load_rules(scenario.rules().map(move |rule| edited(rule, edition))).await?;
+    let wanted = scenario.rule_count();
+    if changed != wanted {
+        return Err(BenchError::Insane(format!("of {wanted} rules {changed} were changed")));
+    }
+    Ok(start.elapsed())
+}
+
+/// Single rules, each other than it stands in the table: first all in the second edition, then in the third, and so on.
+fn changed_rules(scenario: Scenario) -> impl Iterator<Item = v1::Rule> {
+    let count = scenario.rule_count();
+    (0_u64..).map(move |number| {
+        let place = (number * STRIDE % count) as u32;
+        let edition = 2 + (number / count) as u32;
+        let rules = scenario.flows.rules;
+        edited(scenario.rule((place / rules) as u8, place % rules), edition)
+    })
+}
+
+/// A rule as it is in an edition of the table.
+fn edited(mut rule: v1::Rule, edition: u32) -> v1::Rule {
+    if let Some(v1::Action { kind: Some(v1::action::Kind::Forward(forward)) }) = &mut rule.action {
+        forward.ttl = Some(FIRST_TTL - edition % TTLS);
+    }
+    rule
+}
+
+/// What happens to packets from one moment to another.
+struct Watch {
+    before: Sample,
+}
+
+impl Watch {
+    async fn begin(daemon: &Daemon) -> Result<Self, BenchError> {
+        Ok(Self { before: Sample::take(daemon).await? })
+    }
+
+    async fn end(self, daemon: &Daemon, scenario: &Scenario) -> Result<Run, BenchError> {
+        let (sources, sinks) = scenario.ports();
+        Sample::take(daemon).await?.since(&self.before, (&sources, &sinks))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::flows::Flows;
+    use crate::scenario::Direction;
+
+    #[test]
+    fn every_change_is_one() {
+        let flows = Flows::plain(1, 100, 64);
+        let scenario = Scenario { direction: Direction::Encap, flows, lanes: 2, cache_entries: 64 };
+        let mut table: HashMap<_, _> =
+            scenario.rules().map(|rule| (rule.id.clone(), edited(rule, 1))).collect();
+        assert_eq!(table.len(), 200);
+        for rule in changed_rules(scenario).take(700) {
+            let stood = table.insert(rule.id.clone(), rule.clone()).unwrap();
+            assert_ne!(stood, rule);
+            assert_eq!((stood.port, stood.r#match), (rule.port, rule.r#match));
+        }
+    }
+
+    #[test]
+    fn ttls_stay_within_their_bounds() {
+        let flows = Flows::plain(1, 1, 64);
+        let scenario = Scenario { direction: Direction::Encap, flows, lanes: 1, cache_entries: 64 };
+        let ttl = |rule: v1::Rule| match rule.action.unwrap().kind {
+            Some(v1::action::Kind::Forward(forward)) => forward.ttl.unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let ttls: Vec<_> = changed_rules(scenario).take(100).map(ttl).collect();
+        assert!(ttls.iter().all(|ttl| (33..=64).contains(ttl)), "{ttls:?}");
+        assert!(ttls.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+}

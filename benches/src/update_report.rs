@@ -1,0 +1,164 @@
+//! The figures of changes of rules as people and as programs read them.
+
+use forebay_pipeline::cores;
+use serde_json::{Map, Value, json};
+
+use crate::args::UpdatePlan;
+use crate::cpu_time;
+use crate::figures::Spread;
+use crate::machine::Machine;
+use crate::report::Table;
+use crate::sample::Run;
+use crate::update::UpdateRun;
+
+/// Where the longest residence stands among the quantiles of a run.
+const WORST: usize = 3;
+
+/// A finished benchmark.
+#[derive(Debug)]
+pub(crate) struct UpdateReport {
+    pub plan: UpdatePlan,
+    pub machine: Machine,
+    pub hugepages: bool,
+    pub runs: Vec<UpdateRun>,
+}
+
+/// A figure: its name in JSON, its name in a table, decimals, and how it is read.
+type Figure = (&'static str, &'static str, u8, fn(&UpdateRun) -> f64);
+
+fn worst(run: &Run) -> f64 {
+    run.latency_ns[WORST] as f64
+}
+
+const FIGURES: [Figure; 15] = [
+    ("load_seconds", "load, s", 3, |run| run.load.as_secs_f64()),
+    ("replace_seconds", "replace all, s", 3, |run| run.replace.as_secs_f64()),
+    ("table_bytes", "memory of the table", 0, |run| run.table_bytes as f64),
+    ("changes_per_second", "changes/s", 0, |run| run.changes.per_second()),
+    ("change_p50_ns", "answer p50 ns", 0, |run| run.changes.answer_ns(0.5) as f64),
+    ("change_p99_ns", "answer p99 ns", 0, |run| run.changes.answer_ns(0.99) as f64),
+    ("worst_burst_ns_idle", "worst burst ns, idle", 0, |run| worst(&run.idle)),
+    ("worst_burst_ns_replacing", "  replacing all", 0, |run| worst(&run.replacing)),
+    ("worst_burst_ns", "  changing", 0, |run| worst(&run.changing)),
+    ("packets_per_second_idle", "packets/s, idle", 0, |run| run.idle.packets_per_second),
+    ("packets_per_second_replacing", "  replacing all", 0, |run| run.replacing.packets_per_second),
+    ("packets_per_second", "  changing", 0, |run| run.changing.packets_per_second),
+    ("lost_packets_idle", "lost packets, idle", 0, |run| run.idle.lost_packets() as f64),
+    ("lost_packets_replacing", "  replacing all", 0, |run| run.replacing.lost_packets() as f64),
+    ("lost_packets", "  changing", 0, |run| run.changing.lost_packets() as f64),
+];
+
+impl UpdateReport {
+    fn spread(&self, figure: impl Fn(&UpdateRun) -> f64) -> Spread {
+        Spread::of(self.runs.iter().map(figure))
+    }
+
+    /// The least share of its core that a worker had while rules changed.
+    fn core_share(&self) -> Option<f64> {
+        self.runs.iter().filter_map(|run| run.changing.core_share).min_by(f64::total_cmp)
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let flows = self.plan.scenario.flows;
+        let mut object = Map::new();
+        for (name, _, decimals, figure) in FIGURES {
+            self.spread(figure).put(&mut object, name, decimals);
+        }
+        let settings = [
+            ("benchmark", json!("update")),
+            ("rules", json!(flows.rules)),
+            ("flows", json!(flows.sequence.flows)),
+            ("changes_per_second_wanted", json!(self.plan.changes_per_second)),
+            ("cores", json!(self.plan.cores)),
+            ("seconds", json!(self.plan.duration.as_secs_f64())),
+            ("runs", json!(self.plan.runs)),
+            ("hugepages", json!(self.hugepages)),
+            ("core_share_min", json!(self.core_share())),
+            ("machine", self.machine.to_json()),
+        ];
+        object.extend(settings.map(|(name, value)| (name.to_owned(), value)));
+        Value::Object(object)
+    }
+
+    pub(crate) fn to_text(&self) -> String {
+        let flows = self.plan.scenario.flows;
+        let mut table = Table::new(format!(
+            "update: {} rules under the load of {} flows, {} changes/s wanted, core {}, {} runs of {} s",
+            flows.rules,
+            flows.sequence.flows,
+            self.plan.changes_per_second,
+            cores::format(&self.plan.cores),
+            self.plan.runs,
+            self.plan.duration.as_secs_f64(),
+        ));
+        for (_, name, decimals, figure) in FIGURES {
+            table.row(name, self.spread(figure), usize::from(decimals));
+        }
+        self.core_share().and_then(cpu_time::warning).iter().for_each(|warning| table.line(warning));
+        table.line(&self.machine.to_text());
+        table.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::changes::Changes;
+    use crate::flows::Flows;
+    use crate::sample::tests::run_of;
+    use crate::scenario::{Direction, Scenario};
+
+    fn report() -> UpdateReport {
+        let flows = Flows::plain(10, 1000, 64);
+        let plan = UpdatePlan {
+            scenario: Scenario { direction: Direction::Encap, flows, lanes: 1, cache_entries: 64 },
+            cores: vec![1],
+            changes_per_second: 500,
+            duration: Duration::from_secs(1),
+            runs: 1,
+            json: true,
+        };
+        let changes =
+            Changes { acknowledged: 400, elapsed: Duration::from_secs(1), answers_ns: vec![10, 20] };
+        let run = UpdateRun {
+            load: Duration::from_millis(1500),
+            replace: Duration::from_millis(2500),
+            table_bytes: 1 << 20,
+            changes,
+            idle: run_of(5),
+            replacing: run_of(7),
+            changing: run_of(6),
+        };
+        UpdateReport { plan, machine: Machine::look(), hugepages: false, runs: vec![run] }
+    }
+
+    #[test]
+    fn json_has_the_promised_keys() {
+        let json = report().to_json();
+        assert_eq!((&json["load_seconds"], &json["replace_seconds"]), (&json!(1.5), &json!(2.5)));
+        assert_eq!((&json["table_bytes"], &json["changes_per_second"]), (&json!(1 << 20), &json!(400)));
+        assert_eq!((&json["worst_burst_ns"], &json["worst_burst_ns_idle"]), (&json!(6), &json!(5)));
+        assert_eq!((&json["lost_packets"], &json["lost_packets_replacing"]), (&json!(0), &json!(0)));
+        assert_eq!((&json["change_p50_ns"], &json["change_p99_ns"]), (&json!(10), &json!(20)));
+        for (name, ..) in FIGURES {
+            assert!(json[format!("{name}_min")].is_number() && json[format!("{name}_max")].is_number());
+        }
+    }
+
+    #[test]
+    fn the_table_has_every_figure() {
+        let text = report().to_text();
+        assert!(
+            text.starts_with("update: 1000 rules under the load of 10 flows, 500 changes/s wanted, core 1")
+        );
+        let row = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        assert_eq!(row("load, s").split_whitespace().collect::<Vec<_>>()[2..], ["1.500"; 3]);
+        assert_eq!(
+            text.lines().count(),
+            2 + FIGURES.len() + 2,
+            "the share of the core is too small:\n{text}"
+        );
+    }
+}

@@ -1,0 +1,55 @@
+//! The benchmark harness in its shortest form: it starts daemons, and its figures have the promised names. What they are
+//! decides nothing here.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::process::Command;
+
+use serde_json::Value;
+
+fn bench(words: &str) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_forebay"))
+        .arg("bench")
+        .args(words.split_whitespace())
+        .args(["--seconds", "0.2", "--runs", "1", "--json"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "bench {words}: {said}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn assert_numbers(json: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(json[key].is_number(), "{key} is not a number in {json}");
+    }
+}
+
+#[test]
+fn encap_counts_every_packet() {
+    let json = bench("encap --flows 100 --rules 10 --imix --random");
+    assert_numbers(&json, &["packets_per_second", "path_cycles_per_packet", "io_cycles_per_packet"]);
+    assert_numbers(&json["latency_ns"], &["p50", "p99", "p999", "max"]);
+    assert_eq!((&json["lost_packets"], &json["imix"]), (&Value::from(0), &Value::from(true)));
+    assert!(
+        json.as_object().unwrap().contains_key("instructions_per_packet"),
+        "null where nothing counts them"
+    );
+}
+
+#[test]
+fn jumbo_frames_and_tunnels_over_ipv6_lose_nothing() {
+    let json = bench("decap --flows 20 --rules 20 --tunnels 5 --size 9000 --ipv6 --underlay ipv6");
+    assert_eq!((&json["lost_packets"], &json["size_bytes"]), (&Value::from(0), &Value::from(9000)));
+    assert_eq!((&json["tunnels"], &json["underlay"]), (&Value::from(5), &Value::from("ipv6")));
+}
+
+#[test]
+fn changes_of_rules_lose_no_packet() {
+    let json = bench("update --rules 1000 --flows 100 --changes-per-second 20");
+    assert_numbers(&json, &["changes_per_second", "load_seconds", "table_bytes", "worst_burst_ns"]);
+    for lost in ["lost_packets_idle", "lost_packets_replacing", "lost_packets"] {
+        assert_eq!(json[lost], 0, "{json}");
+    }
+    assert!(json["changes_per_second"].as_u64().unwrap() > 0, "{json}");
+}
