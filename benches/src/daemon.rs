@@ -128,6 +128,13 @@ impl Daemon {
         Ok(self.answer("tell its counters", CALL_PATIENCE, call).await?.into_inner())
     }
 
+    /// Packets that some ports received so far.
+    pub(crate) async fn received(&self, ports: &[String]) -> Result<u64, BenchError> {
+        let stats = self.stats().await?;
+        let named = stats.ports.iter().filter(|port| ports.contains(&port.name));
+        Ok(named.filter_map(|port| port.counters.as_ref()).map(|counters| counters.rx_packets).sum())
+    }
+
     /// Every counter of the workers.
     pub(crate) async fn pipeline(&self) -> Result<v1::GetPipelineResponse, BenchError> {
         let mut client = self.client.stats.clone();

@@ -50,6 +50,11 @@ pub(crate) enum BenchError {
     Refused { what: &'static str, message: String, tail: String },
     #[error("the daemon under test took more than {} s to {what}: {tail}", waited.as_secs())]
     Slow { what: &'static str, waited: Duration, tail: String },
+    #[error(
+        "the daemon under test did not receive {packets} packets twice in {} s (is the machine busy? see: uptime)",
+        waited.as_secs()
+    )]
+    Unsettled { packets: u32, waited: Duration },
     #[error("the figures cannot be trusted: {0}")]
     Insane(String),
     #[error("testpmd: {what}: {tail}")]

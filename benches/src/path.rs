@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -19,6 +19,11 @@ use crate::testpmd::{self, Testpmd};
 /// Between the last rule and the first sample: caches, branch predictors and the CPU's frequency settle.
 pub(crate) const WARM_UP: Duration = Duration::from_millis(300);
 
+/// Passes over the file before a run: lanes that share a core do not come round equally often.
+const SETTLED_PASSES: u64 = 2;
+/// A million packets pass in less than a second, unless the machine is busy.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(120);
+const SETTLE_STEP: Duration = Duration::from_millis(10);
 /// How long the rate is measured for that new flows are a share of.
 const RATE_TIME: Duration = Duration::from_millis(300);
 /// The rate falls with the share of new flows: it is measured without them, and once more with them.
@@ -171,10 +176,26 @@ pub(crate) async fn measure(
     daemon: &Daemon,
 ) -> Result<Run, BenchError> {
     tokio::time::sleep(WARM_UP).await;
+    settle(scenario, daemon).await?;
     let before = Sample::take(daemon).await?;
     tokio::time::sleep(duration).await;
     let (sources, sinks) = scenario.ports();
     Sample::take(daemon).await?.since(&before, (&sources, &sinks))
+}
+
+/// Waits until every flow had its turn: the first packets of flows cost more, and belong to no figure of those that go on.
+async fn settle(scenario: &Scenario, daemon: &Daemon) -> Result<(), BenchError> {
+    let wanted = SETTLED_PASSES * u64::from(scenario.packets()) * u64::from(scenario.lanes);
+    let (sources, start) = (scenario.ports().0, Instant::now());
+    let before = daemon.received(&sources).await?;
+    while daemon.received(&sources).await?.saturating_sub(before) < wanted {
+        if start.elapsed() > SETTLE_PATIENCE {
+            let packets = scenario.packets();
+            return Err(BenchError::Unsettled { packets, waited: SETTLE_PATIENCE });
+        }
+        tokio::time::sleep(SETTLE_STEP).await;
+    }
+    Ok(())
 }
 
 /// Every rule that has flows must have seen packets, once every flow had its turn: otherwise something else was measured
