@@ -103,6 +103,9 @@ pub enum FeedError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// No address space for the counters of rules.
+    #[error("no address space for counters: {0} (raise the limit, see: ulimit -v)")]
+    Counters(std::io::Error),
     /// The pool of packets is empty.
     #[error("the pool of {POOL_PACKETS} packets gave none (the worker keeps packets: a bug)")]
     NoPacket,
@@ -264,7 +267,7 @@ fn worker(
 ) -> Result<(PacketTask, Meters), FeedError> {
     let cache = FlowCache::new(setup.cache_flows)
         .map_err(|source| FeedError::FlowCache { flows: setup.cache_flows, source })?;
-    let tally = Arc::new(WorkerTally::new(host::PORTS).expect("address space for counters"));
+    let tally = Arc::new(WorkerTally::new(host::PORTS).map_err(FeedError::Counters)?);
     let ledger = Ledger::new(tally);
     let [dispatched, received, transmitted] = std::array::from_fn(|_| Arc::new(StageCounters::default()));
     let neighbours = Arc::new(Neighbours::default());
