@@ -17,7 +17,7 @@
 //! | 8, 9 | ingress: the outer source |
 
 use crate::wire::frame::{Fragment, Layout, Network};
-use crate::wire::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, protocol};
+use crate::wire::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, le64, protocol};
 
 /// Words of a key.
 pub const FLOW_WORDS: usize = 10;
@@ -145,11 +145,6 @@ const NOT_ECN_V6: u64 = 0xc0ff_ffff_ffff_ffff;
 const PROTO_AND_SOURCE: u64 = 0xffff_ffff_0000_ff00;
 
 #[inline(always)]
-fn le64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
-    bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
-}
-
-#[inline(always)]
 fn le32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
@@ -177,15 +172,7 @@ impl Shape {
     /// or where something about it is not sound: the full parse tells which.
     #[inline(always)]
     pub fn of(bytes: &[u8], length: usize) -> Option<Shape> {
-        let head = bytes.first_chunk::<LEAST_V4_BYTES>()?;
-        let (w0, w1) = (le64(head, 0), le64(head, 8));
-        if w1 & TYPE_AND_VERSION == IPV4_PLAIN {
-            Shape::of_ipv4(bytes, head, [w0, w1], length)
-        } else if w1 & TYPE_AND_V6 == IPV6_PLAIN {
-            Shape::of_ipv6(bytes, [w0, w1], length)
-        } else {
-            None
-        }
+        Shape::of_v4(bytes, length).or_else(|| Shape::of_v6(bytes, length))
     }
 
     /// As [`Shape::of`], for IPv4 only.
@@ -197,6 +184,17 @@ impl Shape {
             return None;
         }
         Shape::of_ipv4(bytes, head, [w0, w1], length)
+    }
+
+    /// As [`Shape::of`], for IPv6 only.
+    #[inline(always)]
+    pub fn of_v6(bytes: &[u8], length: usize) -> Option<Shape> {
+        let head = bytes.first_chunk::<LEAST_V6_BYTES>()?;
+        let (w0, w1) = (le64(head, 0), le64(head, 8));
+        if w1 & TYPE_AND_V6 != IPV6_PLAIN {
+            return None;
+        }
+        Shape::of_ipv6(bytes, head, [w0, w1], length)
     }
 
     #[inline(always)]
@@ -228,8 +226,12 @@ impl Shape {
     }
 
     #[inline(always)]
-    fn of_ipv6(bytes: &[u8], [w0, w1]: [u64; 2], length: usize) -> Option<Shape> {
-        let head = bytes.first_chunk::<LEAST_V6_BYTES>()?;
+    fn of_ipv6(
+        bytes: &[u8],
+        head: &[u8; LEAST_V6_BYTES],
+        [w0, w1]: [u64; 2],
+        length: usize,
+    ) -> Option<Shape> {
         let payload = b16(head, 18);
         let l4 = ETHERNET_BYTES + IPV6_BYTES;
         if l4 + payload > length {

@@ -96,11 +96,11 @@ impl Stage<Parcels> for Admit {
 /// The number of no port.
 const NO_PORT: PortId = PortId(u16::MAX);
 
-/// Writes the key of what a VF sent, where its shape is plain and it goes to one station. `V4`: over IPv4 only.
+/// Writes the key of what a VF sent, where its shape is plain and it goes to one station. `V4`: over IPv4, else over IPv6.
 #[inline(always)]
 fn write_flow<const V4: bool>(packet: &Packet, meta: &mut Meta, seed: u64, key: &mut FlowKey) -> bool {
     let (bytes, length) = (packet.data(), packet.len());
-    let Some(shape) = (if V4 { Shape::of_v4(bytes, length) } else { Shape::of(bytes, length) }) else {
+    let Some(shape) = (if V4 { Shape::of_v4(bytes, length) } else { Shape::of_v6(bytes, length) }) else {
         return false;
     };
     if shape.is_to_a_group() {

@@ -74,6 +74,12 @@ pub fn bytes_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> 
     bytes.get(offset..offset + N)?.try_into().ok()
 }
 
+/// The eight bytes at `at`, which must be within the array, as a little-endian word.
+#[inline(always)]
+pub fn le64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+    bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
+}
+
 /// The big-endian 16-bit field at `offset`.
 #[inline(always)]
 pub fn be16(bytes: &[u8], offset: usize) -> Option<u16> {

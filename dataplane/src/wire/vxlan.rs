@@ -7,7 +7,7 @@
 //! don't-fragment is set with identification 0 (an atomic datagram, RFC 6864); the UDP checksum is 0 over IPv4 as
 //! RFC 7348 advises, and computed over IPv6, because receivers discard zero there unless told otherwise (RFC 6936).
 
-use super::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, be32, checksum, ethertype, protocol};
+use super::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, be32, checksum, ethertype, le64, protocol};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The IANA port of VXLAN.
@@ -180,11 +180,6 @@ impl Template {
         let sum = self.sum + 2 * u64::from(udp_bytes) + u64::from(port) + patch.inner_sum;
         out[60..62].copy_from_slice(&checksum::udp_field(sum).to_be_bytes());
     }
-}
-
-#[inline(always)]
-fn le64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
-    bytes[at..].first_chunk().map_or(0, |word| u64::from_le_bytes(*word))
 }
 
 #[inline(always)]
