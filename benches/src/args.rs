@@ -22,6 +22,10 @@ const USUAL_FRAME_BYTES: usize = 64;
 /// Most flows, and most rules: a million packet buffers take 4 GiB.
 pub(crate) const MOST: i64 = 1 << 20;
 
+/// Tunnels that many rules share: as many as there are other hosts that a host has to do with, and what VPP's published
+/// figures for 100,000 routes have.
+pub(crate) const SHARED_TUNNELS: u32 = 1000;
+
 /// Shortest run, seconds: the daemon's counters are read in about a millisecond, 2 % of it.
 const LEAST_SECONDS: f64 = 0.05;
 const MOST_SECONDS: f64 = 3600.0;
@@ -92,13 +96,22 @@ pub(crate) struct UpdateArgs {
     /// Flows of the traffic
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=MOST))]
     flows: u32,
+    /// Ports of tenants, which the rules and the flows are given to in turn: the first has a device, the others are behind
+    /// VLAN tags of it
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(flows::MOST_PORTS)))]
+    ports: u16,
+    /// Tunnels, each to its own remote and with its own network, that the rules share [default: 1000, or as many as there
+    /// are rules; on several cores a network for each rule, one remote]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=flows::MOST_TUNNELS))]
+    tunnels: Option<u32>,
     /// Changes of single rules that are asked for each second
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     changes_per_second: u32,
     /// Core of the worker [default: the first but 0]
     #[arg(long, value_name = "LIST")]
     cores: Option<String>,
-    /// Seconds that single rules are changed for, and seconds that nothing changes before
+    /// Seconds that single rules are changed for at that rate, then as fast as they are acknowledged, and seconds that
+    /// nothing changes before
     #[arg(long, value_name = "S", default_value_t = 5.0, value_parser = seconds)]
     seconds: f64,
     /// Runs; what is reported is their median, least and greatest
@@ -124,8 +137,22 @@ impl UpdateArgs {
     /// Checks what the parser cannot.
     pub(crate) fn plan(&self) -> Result<UpdatePlan, BenchError> {
         let cores = worker_cores(self.cores.as_deref())?;
+        let ports = usize::from(self.ports) * cores.len();
+        if ports > usize::from(flows::MOST_PORTS) {
+            return Err(BenchError::ManyPorts {
+                ports: self.ports,
+                count: cores.len(),
+                most: flows::MOST_PORTS,
+            });
+        }
+        let mut scenario = usual_scenario(self.flows, self.rules, cores.len() as u8);
+        scenario.flows.ports = self.ports;
+        scenario.flows.tunnels = match (self.tunnels, cores.len()) {
+            (None, 1) => Some(SHARED_TUNNELS.min(self.rules)),
+            (tunnels, _) => tunnels_on(tunnels, &cores)?,
+        };
         Ok(UpdatePlan {
-            scenario: usual_scenario(self.flows, self.rules, cores.len() as u8),
+            scenario,
             cores,
             changes_per_second: self.changes_per_second,
             duration: Duration::from_secs_f64(self.seconds),
@@ -189,7 +216,8 @@ impl CompareArgs {
 pub(crate) fn usual_scenario(flows: u32, rules: u32, lanes: u8) -> Scenario {
     let sizes = Sizes::Fixed(USUAL_FRAME_BYTES);
     let sequence = Sequence::new(flows, sizes, false);
-    let flows = Flows { sequence, rules, sizes, ipv6: false, underlay_ipv6: false, tunnels: None, lane: 0 };
+    let flows =
+        Flows { sequence, rules, sizes, ipv6: false, underlay_ipv6: false, tunnels: None, ports: 1, lane: 0 };
     let cache_entries = usual_cache_entries(sequence.flows);
     Scenario { direction: Direction::Encap, flows, lanes, cache_entries }
 }
@@ -274,10 +302,7 @@ impl PathArgs {
             return Err(BenchError::Size { size: self.size, version, least, most });
         }
         let cores = worker_cores(self.cores.as_deref())?;
-        if cores.len() > 1 && self.tunnels.is_some() {
-            // The daemon sends what lies behind routers out of the first uplink, whoever has it from.
-            return Err(BenchError::TunnelsOnCores { count: cores.len() });
-        }
+        tunnels_on(self.tunnels, &cores)?;
         let flows = self.flows.unwrap_or(if miss { MISS_FLOWS } else { 1 });
         let usual = if miss { LEAST_CACHE_ENTRIES } else { usual_cache_entries(flows) };
         let scenario = Scenario {
@@ -307,6 +332,7 @@ impl PathArgs {
             ipv6: self.ipv6,
             underlay_ipv6: self.underlay == Underlay::Ipv6,
             tunnels: self.tunnels,
+            ports: 1,
             lane: 0,
         }
     }
@@ -335,6 +361,15 @@ impl RingArgs {
             json: self.json,
         })
     }
+}
+
+/// The tunnels, on one core.
+fn tunnels_on(tunnels: Option<u32>, cores: &[usize]) -> Result<Option<u32>, BenchError> {
+    if cores.len() > 1 && tunnels.is_some() {
+        // The daemon sends what lies behind routers out of the first uplink, whoever has it from.
+        return Err(BenchError::TunnelsOnCores { count: cores.len() });
+    }
+    Ok(tunnels)
 }
 
 /// The cores of the workers: those that are named, or the first that is left to workers.
@@ -483,9 +518,14 @@ mod tests {
             (usual.scenario.flows.rules, usual.changes_per_second, usual.runs),
             (1_000_000, 10_000, 3)
         );
-        let named = plan(&["--rules", "10", "--changes-per-second", "5", "--seconds", "0.2"]).unwrap();
+        assert_eq!((usual.scenario.flows.ports, usual.scenario.flows.tunnels), (1, Some(1000)));
+        let named = plan(&["--rules", "10", "--ports", "7", "--changes-per-second", "5", "--seconds", "0.2"])
+            .unwrap();
         assert_eq!((named.scenario.flows.rules, named.changes_per_second), (10, 5));
         assert_eq!(named.duration, Duration::from_millis(200));
+        assert_eq!((named.scenario.flows.ports, named.scenario.flows.tunnels), (7, Some(10)));
+        assert_eq!(plan(&["--tunnels", "3"]).unwrap().scenario.flows.tunnels, Some(3));
+        assert!(plan(&["--ports", "4096"]).unwrap_err().contains("invalid value"));
         assert!(plan(&["--changes-per-second", "0"]).unwrap_err().contains("invalid value"));
     }
 }

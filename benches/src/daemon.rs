@@ -104,20 +104,21 @@ impl Daemon {
     }
 
     async fn load(&self, scenario: &Scenario) -> Result<(), BenchError> {
-        let (wanted, changed) = (scenario.rule_count(), self.load_rules(scenario.rules()).await?);
+        let (wanted, changed) =
+            (scenario.rule_count(), self.load_rules(Messages { rules: scenario.rules() }).await?);
         if changed != wanted {
             return Err(BenchError::Insane(format!("of {wanted} rules {changed} were loaded")));
         }
         Ok(())
     }
 
-    /// Loads rules as one transaction, made while they are sent; gives how many were added or changed.
+    /// Loads rules as one transaction; gives how many were added or changed.
     pub(crate) async fn load_rules(
         &self,
-        rules: impl Iterator<Item = v1::Rule> + Send + 'static,
+        messages: impl IntoIterator<Item = v1::LoadRulesRequest, IntoIter: Send + 'static>,
     ) -> Result<u64, BenchError> {
         let mut client = self.client.rules.clone();
-        let call = client.load(tokio_stream::iter(Messages { rules }));
+        let call = client.load(tokio_stream::iter(messages));
         Ok(self.answer("load the rules", RULES_PATIENCE, call).await?.into_inner().changed)
     }
 
@@ -198,9 +199,9 @@ impl Daemon {
     }
 }
 
-/// Rules in messages.
-struct Messages<I> {
-    rules: I,
+/// Rules in messages, each made when it is asked for.
+pub(crate) struct Messages<I> {
+    pub rules: I,
 }
 
 impl<I: Iterator<Item = v1::Rule>> Iterator for Messages<I> {

@@ -22,6 +22,10 @@ pub(crate) enum BenchError {
     )]
     ManyCores { count: usize, most: usize },
     #[error(
+        "--ports {ports} on {count} cores: too many (each core has as many ports, and all together at most {most})"
+    )]
+    ManyPorts { ports: u16, count: usize, most: u16 },
+    #[error(
         "--tunnels on {count} cores (one core: the daemon reaches what lies behind routers by one uplink)"
     )]
     TunnelsOnCores { count: usize },
@@ -81,6 +85,7 @@ impl BenchError {
             | Self::RingCores { .. }
             | Self::Size { .. }
             | Self::ManyCores { .. }
+            | Self::ManyPorts { .. }
             | Self::TunnelsOnCores { .. }
             | Self::CompareCores { .. }
             | Self::NewFlows { .. } => 2,

@@ -17,6 +17,11 @@ pub(crate) const MOST_FRAME_BYTES: u16 = 9000;
 pub(crate) const MOST_LANES: usize = 16;
 /// Most tunnels: the remotes of a /12.
 pub(crate) const MOST_TUNNELS: i64 = 1 << 20;
+/// Most ports of a lane's tenants: one with a device, and one behind each VLAN tag of it.
+pub(crate) const MOST_PORTS: u16 = 4095;
+/// Bytes of a VLAN tag (IEEE 802.1Q), and where it stands: behind the MACs.
+const VLAN_TAG_BYTES: usize = 4;
+const MACS_BYTES: usize = 12;
 /// Bits that the rules share in 10.0.0.0/8.
 const RULE_SPACE_BITS: u32 = 24;
 /// Longest suffix of a rule's IPv4 prefix: a rule is a /24 while there are at most 65536.
@@ -43,8 +48,18 @@ pub(crate) struct Station {
 /// MAC of the tenant's peers, as the tenant sees them.
 const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 
-/// The tenant of a lane, whose port is measured.
-pub(crate) fn tenant(lane: u8) -> Station {
+/// The tenant at a port of a lane. Port 0 has the device; each other one is behind the VLAN tag of its number.
+pub(crate) fn tenant(lane: u8, port: u16) -> Station {
+    let [high, low] = port.to_be_bytes();
+    if port > 0 {
+        // In 198.18.0.0/15 (RFC 2544), and in the lane's network.
+        let ipv4 = 198 << 24 | 18 << 16 | u32::from(lane) << 13 | u32::from(port);
+        return Station {
+            mac: [2, 0, 1, lane, high, low],
+            ipv4: ipv4.into(),
+            ipv6: Ipv6Addr::new(0xfd00, 2, 0, u16::from(lane), 0, 0, 1, port),
+        };
+    }
     Station {
         mac: [2, 0, 0, 0, 1, 1 + lane],
         ipv4: Ipv4Addr::new(172, 16, lane, 1),
@@ -90,6 +105,8 @@ pub(crate) struct Flows {
     pub underlay_ipv6: bool,
     /// Tunnels, each with its network and its remote; a network for each rule and one remote where not given.
     pub tunnels: Option<u32>,
+    /// Ports of the tenants, which the rules and thereby the flows are given to in turn.
+    pub ports: u16,
     /// Which lane's.
     pub lane: u8,
 }
@@ -100,7 +117,7 @@ impl Flows {
     pub(crate) fn plain(count: u32, rules: u32, frame_bytes: usize) -> Self {
         let sizes = Sizes::Fixed(frame_bytes);
         let sequence = Sequence::new(count, sizes, false);
-        Self { sequence, rules, sizes, ipv6: false, underlay_ipv6: false, tunnels: None, lane: 0 }
+        Self { sequence, rules, sizes, ipv6: false, underlay_ipv6: false, tunnels: None, ports: 1, lane: 0 }
     }
 
     /// How many rules have at least one flow.
@@ -112,6 +129,12 @@ impl Flows {
             }
         }
         hit.into_iter().map(u32::from).sum()
+    }
+
+    /// The port of the tenant that rule `rule` belongs to.
+    pub(crate) fn port(&self, rule: u32) -> u16 {
+        // Less than `ports`, so it fits.
+        (rule % u32::from(self.ports.max(1))) as u16
     }
 
     /// The network that rule `rule` leads to or from.
@@ -151,7 +174,10 @@ impl Flows {
 
     /// The frames that the tenant sends.
     pub(crate) fn egress_frames(&self) -> impl Iterator<Item = Result<Vec<u8>, BenchError>> + '_ {
-        self.sequence.order().into_iter().enumerate().map(|(place, flow)| self.inner(place, flow, true))
+        self.sequence.order().into_iter().enumerate().map(|(place, flow)| {
+            let frame = self.inner(place, flow, true)?;
+            Ok(tagged(frame, self.port(self.rule_of(flow))))
+        })
     }
 
     /// The VXLAN packets that the tenant's peers send, as they arrive from the underlay.
@@ -185,7 +211,8 @@ impl Flows {
         let tenant_port = FIRST_PORT + (flow % SOURCE_PORTS) as u16;
         let peer_port = FIRST_PORT + (flow / SOURCE_PORTS) as u16;
         let (peer4, peer6) = (peer_v4(rule, flow, self.suffix_bits()), peer_v6(rule, flow));
-        let (tenant, peer) = (tenant(self.lane), Station { mac: PEER_MAC, ipv4: peer4, ipv6: peer6 });
+        let (tenant, peer) =
+            (tenant(self.lane, self.port(rule)), Station { mac: PEER_MAC, ipv4: peer4, ipv6: peer6 });
         let headers = usize::from(least_frame_bytes(self.ipv6));
         let payload = vec![0; self.sizes.at(place, headers).saturating_sub(headers)];
         if from_tenant {
@@ -208,6 +235,16 @@ impl Flows {
         }
         Ok(frame)
     }
+}
+
+/// The frame as it comes from a port: with the port's tag, unless the port has a device of its own.
+fn tagged(mut frame: Vec<u8>, port: u16) -> Vec<u8> {
+    if port > 0 && frame.len() >= MACS_BYTES {
+        let [high, low] = port.to_be_bytes();
+        let tag: [u8; VLAN_TAG_BYTES] = [0x81, 0x00, high, low];
+        frame.splice(MACS_BYTES..MACS_BYTES, tag);
+    }
+    frame
 }
 
 fn frame(
@@ -288,8 +325,8 @@ mod tests {
             for frame in flows.egress_frames() {
                 let frame = frame.unwrap();
                 assert_eq!(frame.len(), frame_bytes);
-                assert_eq!(frame[6..12], tenant(0).mac);
-                let own = if ipv6 { tenant(0).ipv6.to_string() } else { tenant(0).ipv4.to_string() };
+                assert_eq!(frame[6..12], tenant(0, 0).mac);
+                let own = if ipv6 { tenant(0, 0).ipv6.to_string() } else { tenant(0, 0).ipv4.to_string() };
                 assert_eq!(five_tuple(&frame).0, own);
             }
         }
@@ -302,6 +339,31 @@ mod tests {
         let tuples: Vec<_> = flows.egress_frames().map(|frame| five_tuple(&frame.unwrap())).collect();
         assert_eq!(tuples.iter().collect::<HashSet<_>>().len(), 70_000);
         assert_eq!(flows.rules_hit(), 300);
+    }
+
+    #[test]
+    fn ports_behind_tags_have_their_rules_stations_and_tags() {
+        for ipv6 in [false, true] {
+            let flows = Flows { ports: 3, ..flows(6, 6, ipv6) };
+            let mut seen = [0; 3];
+            for frame in flows.egress_frames() {
+                let mut frame = frame.unwrap();
+                let tag =
+                    if frame[12..14] == [0x81, 0] { u16::from_be_bytes([frame[14], frame[15]]) } else { 0 };
+                if tag > 0 {
+                    frame.drain(12..16);
+                }
+                let own = tenant(0, tag);
+                assert_eq!((frame.len(), &frame[6..12]), (64, &own.mac[..]));
+                let source = if ipv6 { own.ipv6.to_string() } else { own.ipv4.to_string() };
+                assert_eq!(five_tuple(&frame).0, source);
+                seen[usize::from(tag)] += 1;
+            }
+            assert_eq!(seen, [2; 3]);
+        }
+        assert_eq!(tenant(15, MOST_PORTS - 1).ipv4.to_string(), "198.19.239.254");
+        let stations = (0..MOST_PORTS).map(|port| tenant(3, port).ipv4).collect::<HashSet<_>>();
+        assert_eq!(stations.len(), usize::from(MOST_PORTS));
     }
 
     #[test]
@@ -356,7 +418,7 @@ mod tests {
                 assert_eq!(frame[headers], 0x08);
                 networks.insert(u32::from_be_bytes(frame[headers + 4..headers + 8].try_into().unwrap()) >> 8);
                 let inner = &frame[headers + 8..];
-                assert_eq!(inner[..6], tenant(0).mac);
+                assert_eq!(inner[..6], tenant(0, 0).mac);
                 five_tuple(inner);
                 let zero = frame[headers - 2..headers] == [0, 0];
                 assert_eq!(zero, !ipv6, "RFC 7348 over IPv4, a checksum over IPv6");
@@ -383,9 +445,9 @@ mod tests {
             .flat_map(|number| (0..10).map(move |rule| lane(number).vni(rule)))
             .collect();
         assert_eq!(networks.len(), 10 * MOST_LANES);
-        let stations = |lane| [tenant(lane).mac, here(lane).mac, there(lane).mac];
+        let stations = |lane| [tenant(lane, 0).mac, tenant(lane, 1).mac, here(lane).mac, there(lane).mac];
         let macs: HashSet<_> = (0..MOST_LANES as u8).flat_map(stations).collect();
-        assert_eq!(macs.len(), 3 * MOST_LANES);
+        assert_eq!(macs.len(), 4 * MOST_LANES);
         let outer = |frame: Vec<u8>| five_tuple(&frame).1;
         assert_eq!(outer(lane(3).ingress_frames().next().unwrap().unwrap()), "192.0.5.1");
     }

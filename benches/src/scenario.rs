@@ -54,10 +54,13 @@ impl Scenario {
 
     /// The ports that receive, and those that send.
     pub(crate) fn ports(&self) -> (Vec<String>, Vec<String>) {
-        let names = |name: &str| (0..self.lanes).map(|lane| format!("{name}{lane}")).collect();
+        let lanes = 0..self.lanes;
+        let uplinks = lanes.clone().map(|lane| format!("{UPLINK}{lane}")).collect();
+        let tenants =
+            lanes.flat_map(|lane| (0..self.flows.ports).map(move |port| vf_name(lane, port))).collect();
         match self.direction {
-            Direction::Encap => (names(VF), names(UPLINK)),
-            Direction::Decap => (names(UPLINK), names(VF)),
+            Direction::Encap => (tenants, uplinks),
+            Direction::Decap => (uplinks, tenants),
         }
     }
 
@@ -139,17 +142,21 @@ impl Scenario {
                 mac_text(here.mac),
             )
         };
-        let vf = |lane| {
-            let own = tenant(lane);
+        let vf = |lane, port| {
+            let (name, own) = (vf_name(lane, port), tenant(lane, port));
             let address = if self.flows.ipv6 { own.ipv6.to_string() } else { own.ipv4.to_string() };
+            let device = match port {
+                0 => device(lane, Direction::Encap),
+                tag => format!("vlan:{}/{tag}", vf_name(lane, 0)),
+            };
             format!(
-                "[[port]]\nname = \"{VF}{lane}\"\nkind = \"vf\"\ndevice = \"{}\"\nmac = \"{}\"\n\
+                "[[port]]\nname = \"{name}\"\nkind = \"vf\"\ndevice = \"{device}\"\nmac = \"{}\"\n\
                  ip = [\"{address}\"]\nmtu = {mtu}\n\n",
-                device(lane, Direction::Encap),
                 mac_text(own.mac),
             )
         };
-        (0..self.lanes).map(uplink).chain((0..self.lanes).map(vf)).collect()
+        let vfs = (0..self.lanes).flat_map(|lane| (0..self.flows.ports).map(move |port| (lane, port)));
+        (0..self.lanes).map(uplink).chain(vfs.map(|(lane, port)| vf(lane, port))).collect()
     }
 
     /// Rules of all lanes.
@@ -170,6 +177,7 @@ impl Scenario {
         let flows = self.lane(lane);
         let id = format!("bench-{}", u64::from(lane) * u64::from(flows.rules) + u64::from(number));
         let tunnel = Some(vxlan(flows.vni(number)));
+        let port = vf_name(lane, flows.port(number));
         match self.direction {
             Direction::Encap => {
                 let remote = flows.remote(number);
@@ -180,16 +188,16 @@ impl Scenario {
                 let forward = v1::Forward { tunnel, remote, ..v1::Forward::default() };
                 v1::Rule {
                     id,
-                    port: format!("{VF}{lane}"),
+                    port,
                     r#match: Some(v1::Match { dst: flows.prefix(number), ..v1::Match::default() }),
                     action: Some(v1::Action { kind: Some(v1::action::Kind::Forward(forward)) }),
                     ..v1::Rule::default()
                 }
             }
             Direction::Decap => {
-                let deliver = v1::Deliver { port: format!("{VF}{lane}"), ..v1::Deliver::default() };
+                let deliver = v1::Deliver { port, ..v1::Deliver::default() };
                 let src = flows.tunnels.map(|_| flows.prefix(number)).unwrap_or_default();
-                let dst_mac = mac_text(tenant(lane).mac);
+                let dst_mac = mac_text(tenant(lane, flows.port(number)).mac);
                 v1::Rule {
                     id,
                     ingress: Some(v1::Ingress { tunnel, ..v1::Ingress::default() }),
@@ -199,6 +207,14 @@ impl Scenario {
                 }
             }
         }
+    }
+}
+
+/// The name of a port of a lane's tenants.
+fn vf_name(lane: u8, port: u16) -> String {
+    match port {
+        0 => format!("{VF}{lane}"),
+        tag => format!("{VF}{lane}-{tag}"),
     }
 }
 
@@ -272,6 +288,24 @@ mod tests {
         let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("name = ")).collect();
         let wanted = ["uplink0", "uplink1", "uplink2", "vm0", "vm1", "vm2"].map(|name| format!("\"{name}\""));
         assert_eq!(names, wanted);
+    }
+
+    #[test]
+    fn further_ports_are_behind_tags_of_the_first() {
+        let mut scenario = scenario(Direction::Encap, 6, false);
+        scenario.flows.ports = 3;
+        let text = scenario.port_tables(Path::new("/tmp"));
+        let tables: Vec<_> = text.split("[[port]]\n").skip(1).collect();
+        assert_eq!(tables.len(), 4, "{text}");
+        assert!(tables[1].contains("name = \"vm0\"") && tables[1].contains("device = \"pcap:"), "{text}");
+        assert!(
+            tables[3].contains("name = \"vm0-2\"") && tables[3].contains("device = \"vlan:vm0/2\""),
+            "{text}"
+        );
+        assert!(tables[3].contains("ip = [\"198.18.0.2\"]"), "{text}");
+        assert_eq!(scenario.ports().0, ["vm0", "vm0-1", "vm0-2"]);
+        let ports: Vec<_> = scenario.rules().map(|rule| rule.port).collect();
+        assert_eq!(ports, ["vm0", "vm0-1", "vm0-2", "vm0", "vm0-1", "vm0-2"]);
     }
 
     #[test]

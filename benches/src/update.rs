@@ -1,17 +1,17 @@
 //! `forebay bench update`: what changes of rules cost, under full load.
 //!
 //! A daemon encapsulates as fast as it can all the time. Its table is loaded, then every rule is replaced in one
-//! transaction, then single rules are changed at a rate. Beside each stands what happened to the packets meanwhile: the
-//! longest time that one of them spent in the daemon, next to that of a time in which nothing changed, and how many were
-//! lost.
+//! transaction, then single rules are changed at a rate, then as fast as the daemon acknowledges them. Beside each stands
+//! what happened to the packets meanwhile: the longest time that one of them spent in the daemon, next to that of a time in
+//! which nothing changed, and how many were lost.
 
 use std::time::{Duration, Instant};
 
 use forebay_api::v1;
 
 use crate::args::UpdatePlan;
-use crate::changes::{self, Changes};
-use crate::daemon::{Daemon, Setup};
+use crate::changes::{self, Changes, MOST_STREAMED, Turns};
+use crate::daemon::{Daemon, Messages, Setup};
 use crate::error::BenchError;
 use crate::machine::{self, Machine};
 use crate::memory;
@@ -24,6 +24,8 @@ use crate::update_report::UpdateReport;
 const FIRST_TTL: u32 = 64;
 /// TTLs that are used in turn.
 const TTLS: u32 = 32;
+/// TTLs of the rules that are changed as fast as possible: none that a rule can have before.
+const STREAMED_TTLS: [u32; 2] = [FIRST_TTL + 1, FIRST_TTL + 2];
 /// Between two changes lie so many rules, so that neighbours in the table do not change together. A prime: all rules have
 /// their turn.
 const STRIDE: u64 = 999_983;
@@ -35,11 +37,16 @@ pub(crate) struct UpdateRun {
     pub replace: Duration,
     /// What the daemon grew by while the table was loaded.
     pub table_bytes: u64,
+    /// Changes of single rules at the rate that was asked for.
     pub changes: Changes,
-    /// Packets while nothing changed, while the table was replaced, and while single rules changed.
+    /// And as fast as possible.
+    pub streamed: Changes,
+    /// Packets while nothing changed, while the table was replaced, and while single rules changed in the one way and in
+    /// the other.
     pub idle: Run,
     pub replacing: Run,
     pub changing: Run,
+    pub streaming: Run,
 }
 
 /// Runs the benchmark; gives what is to be written.
@@ -72,37 +79,58 @@ async fn measure(plan: &UpdatePlan, daemon: &Daemon) -> Result<UpdateRun, BenchE
     tokio::time::sleep(path::WARM_UP).await;
     let watch = Watch::begin(daemon).await?;
     let changes =
-        changes::stream(daemon, changed_rules(scenario), plan.changes_per_second, plan.duration).await?;
+        changes::paced(daemon, changed_rules(scenario), plan.changes_per_second, plan.duration).await?;
     let changing = watch.end(daemon, &scenario).await?;
-    Ok(UpdateRun { load, replace, table_bytes, changes, idle, replacing, changing })
+    let turns = Turns::new(STREAMED_TTLS.map(|ttl| streamed_rules(scenario, ttl)));
+    tokio::time::sleep(path::WARM_UP).await;
+    let watch = Watch::begin(daemon).await?;
+    let streamed = changes::unpaced(daemon, turns, plan.duration).await?;
+    let streaming = watch.end(daemon, &scenario).await?;
+    Ok(UpdateRun { load, replace, table_bytes, changes, streamed, idle, replacing, changing, streaming })
 }
 
-/// Loads the whole table in an edition; every rule of it is a change.
+/// Loads the whole table in an edition; every rule of it is a change. The time does not contain the making of the rules,
+/// only their way to the daemon and what it does with them.
 async fn load(daemon: &Daemon, scenario: Scenario, edition: u32) -> Result<Duration, BenchError> {
+    let rules = scenario.rules().map(move |rule| edited(rule, edition));
+    let messages: Vec<_> = Messages { rules }.collect();
     let start = Instant::now();
-    let changed = daemon.load_rules(scenario.rules().map(move |rule| edited(rule, edition))).await?;
+    let changed = daemon.load_rules(messages).await?;
+    let took = start.elapsed();
     let wanted = scenario.rule_count();
     if changed != wanted {
         return Err(BenchError::Insane(format!("of {wanted} rules {changed} were changed")));
     }
-    Ok(start.elapsed())
+    Ok(took)
 }
 
 /// Single rules, each other than it stands in the table: first all in the second edition, then in the third, and so on.
 fn changed_rules(scenario: Scenario) -> impl Iterator<Item = v1::Rule> {
     let count = scenario.rule_count();
-    (0_u64..).map(move |number| {
-        let place = (number * STRIDE % count) as u32;
-        let edition = 2 + (number / count) as u32;
-        let rules = scenario.flows.rules;
-        edited(scenario.rule((place / rules) as u8, place % rules), edition)
-    })
+    (0_u64..).map(move |number| edited(strewn(scenario, number), 2 + (number / count) as u32))
+}
+
+/// The rules that are changed as fast as possible, in one of their forms.
+fn streamed_rules(scenario: Scenario, ttl: u32) -> impl Iterator<Item = v1::Rule> {
+    let count = scenario.rule_count().min(MOST_STREAMED);
+    (0..count).map(move |number| with_ttl(strewn(scenario, number), ttl))
+}
+
+/// The rules in an order in which neighbours of the table are far from each other; after the last comes the first again.
+fn strewn(scenario: Scenario, number: u64) -> v1::Rule {
+    let place = (number * STRIDE % scenario.rule_count()) as u32;
+    let rules = scenario.flows.rules;
+    scenario.rule((place / rules) as u8, place % rules)
 }
 
 /// A rule as it is in an edition of the table.
-fn edited(mut rule: v1::Rule, edition: u32) -> v1::Rule {
+fn edited(rule: v1::Rule, edition: u32) -> v1::Rule {
+    with_ttl(rule, FIRST_TTL - edition % TTLS)
+}
+
+fn with_ttl(mut rule: v1::Rule, ttl: u32) -> v1::Rule {
     if let Some(v1::Action { kind: Some(v1::action::Kind::Forward(forward)) }) = &mut rule.action {
-        forward.ttl = Some(FIRST_TTL - edition % TTLS);
+        forward.ttl = Some(ttl);
     }
     rule
 }
@@ -143,6 +171,12 @@ mod tests {
             assert_ne!(stood, rule);
             assert_eq!((stood.port, stood.r#match), (rule.port, rule.r#match));
         }
+        for ttl in STREAMED_TTLS {
+            for rule in streamed_rules(scenario, ttl) {
+                assert_ne!(table.insert(rule.id.clone(), rule.clone()).unwrap(), rule);
+            }
+        }
+        assert_eq!(streamed_rules(scenario, 1).count(), 200);
     }
 
     #[test]

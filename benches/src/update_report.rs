@@ -30,22 +30,28 @@ fn worst(run: &Run) -> f64 {
     run.latency_ns[WORST] as f64
 }
 
-const FIGURES: [Figure; 15] = [
+const FIGURES: [Figure; 21] = [
     ("load_seconds", "load, s", 3, |run| run.load.as_secs_f64()),
     ("replace_seconds", "replace all, s", 3, |run| run.replace.as_secs_f64()),
     ("table_bytes", "memory of the table", 0, |run| run.table_bytes as f64),
     ("changes_per_second", "changes/s", 0, |run| run.changes.per_second()),
     ("change_p50_ns", "answer p50 ns", 0, |run| run.changes.answer_ns(0.5) as f64),
     ("change_p99_ns", "answer p99 ns", 0, |run| run.changes.answer_ns(0.99) as f64),
+    ("stream_changes_per_second", "changes/s, unpaced", 0, |run| run.streamed.per_second()),
+    ("stream_p50_ns", "answer p50 ns", 0, |run| run.streamed.answer_ns(0.5) as f64),
+    ("stream_p99_ns", "answer p99 ns", 0, |run| run.streamed.answer_ns(0.99) as f64),
     ("worst_burst_ns_idle", "worst burst ns, idle", 0, |run| worst(&run.idle)),
     ("worst_burst_ns_replacing", "  replacing all", 0, |run| worst(&run.replacing)),
     ("worst_burst_ns", "  changing", 0, |run| worst(&run.changing)),
+    ("worst_burst_ns_streaming", "  unpaced", 0, |run| worst(&run.streaming)),
     ("packets_per_second_idle", "packets/s, idle", 0, |run| run.idle.packets_per_second),
     ("packets_per_second_replacing", "  replacing all", 0, |run| run.replacing.packets_per_second),
     ("packets_per_second", "  changing", 0, |run| run.changing.packets_per_second),
+    ("packets_per_second_streaming", "  unpaced", 0, |run| run.streaming.packets_per_second),
     ("lost_packets_idle", "lost packets, idle", 0, |run| run.idle.lost_packets() as f64),
     ("lost_packets_replacing", "  replacing all", 0, |run| run.replacing.lost_packets() as f64),
     ("lost_packets", "  changing", 0, |run| run.changing.lost_packets() as f64),
+    ("lost_packets_streaming", "  unpaced", 0, |run| run.streaming.lost_packets() as f64),
 ];
 
 impl UpdateReport {
@@ -55,7 +61,8 @@ impl UpdateReport {
 
     /// The least share of its core that a worker had while rules changed.
     fn core_share(&self) -> Option<f64> {
-        self.runs.iter().filter_map(|run| run.changing.core_share).min_by(f64::total_cmp)
+        let runs = self.runs.iter().flat_map(|run| [&run.changing, &run.streaming]);
+        runs.filter_map(|run| run.core_share).min_by(f64::total_cmp)
     }
 
     pub(crate) fn to_json(&self) -> Value {
@@ -67,6 +74,8 @@ impl UpdateReport {
         let settings = [
             ("benchmark", json!("update")),
             ("rules", json!(flows.rules)),
+            ("ports", json!(flows.ports)),
+            ("tunnels", json!(flows.tunnels.unwrap_or(flows.rules))),
             ("flows", json!(flows.sequence.flows)),
             ("changes_per_second_wanted", json!(self.plan.changes_per_second)),
             ("cores", json!(self.plan.cores)),
@@ -83,8 +92,11 @@ impl UpdateReport {
     pub(crate) fn to_text(&self) -> String {
         let flows = self.plan.scenario.flows;
         let mut table = Table::new(format!(
-            "update: {} rules under the load of {} flows, {} changes/s wanted, core {}, {} runs of {} s",
+            "update: {} rules of {} ports and {} tunnels under the load of {} flows, {} changes/s wanted, core {}, \
+             {} runs of {} s",
             flows.rules,
+            flows.ports,
+            flows.tunnels.unwrap_or(flows.rules),
             flows.sequence.flows,
             self.plan.changes_per_second,
             cores::format(&self.plan.cores),
@@ -104,6 +116,8 @@ impl UpdateReport {
 mod tests {
     use std::time::Duration;
 
+    use forebay_pipeline::Histogram;
+
     use super::*;
     use crate::changes::Changes;
     use crate::flows::Flows;
@@ -120,16 +134,21 @@ mod tests {
             runs: 1,
             json: true,
         };
-        let changes =
-            Changes { acknowledged: 400, elapsed: Duration::from_secs(1), answers_ns: vec![10, 20] };
+        let changes = |acknowledged| {
+            let answers = Histogram::default();
+            [10, 20].into_iter().for_each(|answer| answers.record(answer, 1));
+            Changes { acknowledged, elapsed: Duration::from_secs(1), answers_ns: answers.snapshot() }
+        };
         let run = UpdateRun {
             load: Duration::from_millis(1500),
             replace: Duration::from_millis(2500),
             table_bytes: 1 << 20,
-            changes,
+            changes: changes(400),
+            streamed: changes(200_000),
             idle: run_of(5),
             replacing: run_of(7),
             changing: run_of(6),
+            streaming: run_of(8),
         };
         UpdateReport { plan, machine: Machine::look(), hugepages: false, runs: vec![run] }
     }
@@ -141,7 +160,16 @@ mod tests {
         assert_eq!((&json["table_bytes"], &json["changes_per_second"]), (&json!(1 << 20), &json!(400)));
         assert_eq!((&json["worst_burst_ns"], &json["worst_burst_ns_idle"]), (&json!(6), &json!(5)));
         assert_eq!((&json["lost_packets"], &json["lost_packets_replacing"]), (&json!(0), &json!(0)));
-        assert_eq!((&json["change_p50_ns"], &json["change_p99_ns"]), (&json!(10), &json!(20)));
+        assert_eq!((&json["change_p50_ns"], &json["change_p99_ns"]), (&json!(10), &json!(21)));
+        assert_eq!(
+            (&json["stream_changes_per_second"], &json["stream_p50_ns"]),
+            (&json!(200_000), &json!(10))
+        );
+        assert_eq!(
+            (&json["worst_burst_ns_streaming"], &json["lost_packets_streaming"]),
+            (&json!(8), &json!(0))
+        );
+        assert_eq!((&json["ports"], &json["tunnels"]), (&json!(1), &json!(1000)));
         for (name, ..) in FIGURES {
             assert!(json[format!("{name}_min")].is_number() && json[format!("{name}_max")].is_number());
         }
@@ -151,7 +179,10 @@ mod tests {
     fn the_table_has_every_figure() {
         let text = report().to_text();
         assert!(
-            text.starts_with("update: 1000 rules under the load of 10 flows, 500 changes/s wanted, core 1")
+            text.starts_with(
+                "update: 1000 rules of 1 ports and 1000 tunnels under the load of 10 flows, 500 changes/s wanted, core 1"
+            ),
+            "{text}"
         );
         let row = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
         assert_eq!(row("load, s").split_whitespace().collect::<Vec<_>>()[2..], ["1.500"; 3]);

@@ -94,14 +94,28 @@ impl<S: Stream<Item = ChangeRequest> + Unpin> Stream for Noted<S> {
 pub async fn run(
     client: &mut RulesClient<Channel>,
     requests: impl Stream<Item = ChangeRequest> + Send + Unpin + 'static,
+    refused: impl FnMut(u64, Refusal),
+) -> Result<Report, Status> {
+    run_timed(client, requests, refused, |_| {}).await
+}
+
+/// As [`run`]. `waited` is told of each answered request, in order, how long it was on its way: from when the connection
+/// took it to its answer.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_timed(
+    client: &mut RulesClient<Channel>,
+    requests: impl Stream<Item = ChangeRequest> + Send + Unpin + 'static,
     mut refused: impl FnMut(u64, Refusal),
+    mut waited: impl FnMut(Duration),
 ) -> Result<Report, Status> {
     let sent = Sent::default();
     let begun = Instant::now();
     let mut replies = client.change(Noted { requests, sent: sent.clone() }).await?.into_inner();
     let mut report = Report::default();
     while let Some(reply) = replies.message().await? {
-        note(&mut report, &reply, &sent)?;
+        note(&mut report, &reply, &sent, &mut waited)?;
         if let Some(refusal) = reply.refusal {
             report.refused += 1;
             refused(reply.sequence, refusal);
@@ -114,13 +128,20 @@ pub async fn run(
     }
 }
 
-fn note(report: &mut Report, reply: &ChangeReply, sent: &Sent) -> Result<(), Status> {
+fn note(
+    report: &mut Report,
+    reply: &ChangeReply,
+    sent: &Sent,
+    waited: &mut impl FnMut(Duration),
+) -> Result<(), Status> {
     let now = Instant::now();
     let mut sent = sent.lock();
     let mut last = None;
     for _ in 0..reply.requests {
         let Some((sequence, at)) = sent.pop_front() else { break };
-        report.longest_wait = report.longest_wait.max(now.duration_since(at));
+        let wait = now.duration_since(at);
+        waited(wait);
+        report.longest_wait = report.longest_wait.max(wait);
         last = Some(sequence);
     }
     if last != Some(reply.sequence) {
