@@ -34,15 +34,17 @@ mod sequence;
 mod table;
 mod testpmd;
 mod update;
+mod update_args;
 mod update_report;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use crate::args::{CompareArgs, PathArgs, RingArgs, UpdateArgs};
+use crate::args::{CompareArgs, PathArgs, RingArgs};
 use crate::error::BenchError;
 use crate::scenario::Direction;
 use crate::table::TableArgs;
+use crate::update_args::UpdateArgs;
 
 /// What to measure, and how.
 #[derive(Clone, Debug, clap::Args)]

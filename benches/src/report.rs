@@ -65,10 +65,10 @@ impl PathReport {
         Some((alone, self.spread(|run| run.packets_per_second).median / alone.median))
     }
 
-    /// Packets a second that began a flow.
-    fn new_flows(&self) -> Option<Spread> {
+    /// Packets a second that began a flow, and their share of all.
+    pub(crate) fn new_flows(&self) -> Option<(Spread, f64)> {
         let share = self.plan.scenario.flows.sequence.new_share();
-        (share > 0.0).then(|| self.spread(|run| run.packets_per_second * share))
+        (share > 0.0).then(|| (self.spread(|run| run.packets_per_second * share), share))
     }
 
     /// The figures of each core: number, packets a second, cycles per packet, and the quantiles of latency.
@@ -119,8 +119,9 @@ impl PathReport {
                 object.insert("instructions_per_packet".to_owned(), Value::Null);
             }
         }
-        if let Some(began) = self.new_flows() {
+        if let Some((began, share)) = self.new_flows() {
             began.put(&mut object, "new_flows_per_second", 0);
+            object.insert("new_flow_share".to_owned(), rounded(share, 4));
         }
         if let Some((alone, ratio)) = self.alone() {
             alone.put(&mut object, "one_core_packets_per_second", 0);
@@ -201,8 +202,9 @@ impl PathReport {
             Some(instructions) => table.row("instructions/packet", instructions, 1),
             None => table.line("instructions/packet      this machine does not count them"),
         }
-        if let Some(began) = self.new_flows() {
+        if let Some((began, share)) = self.new_flows() {
             table.row("new flows/s", began, 0);
+            table.row("  % of the packets", Spread::of([100.0 * share]), 1);
         }
         if let Some((alone, _)) = self.alone() {
             table.row("first core alone", alone, 0);
@@ -419,6 +421,7 @@ mod tests {
         assert_eq!(json["per_core"][1]["packets_per_second"], 25_000_000);
         assert_eq!(json["per_core"][1]["latency_ns"]["p999"], 3);
         assert_eq!(json["new_flows_per_second"], 25_000_000, "half of the packets");
+        assert_eq!(json["new_flow_share"], 0.5);
         let text = report.to_text();
         assert!(text.contains("all cores carry 2.00 times what the first carries alone"), "{text}");
         assert!(text.contains("this machine does not count them"), "{text}");

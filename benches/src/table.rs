@@ -11,14 +11,19 @@ use clap::Args;
 use forebay_pipeline::cores;
 use serde_json::{Value, json};
 
-use crate::args::{Baseline, LEAST_CACHE_ENTRIES, MISS_FLOWS, PathPlan, seconds, usual_scenario};
+use crate::args::{
+    Baseline, LEAST_CACHE_ENTRIES, MISS_FLOWS, PathPlan, SHARED_TUNNELS, USUAL_FRAME_BYTES, seconds,
+    usual_scenario,
+};
 use crate::chart::{self, Bar};
 use crate::error::BenchError;
+use crate::flows::Flows;
 use crate::machine::Machine;
 use crate::path::{bench, interruptible};
 use crate::report::PathReport;
 use crate::sample::QUANTILES;
 use crate::scenario::Direction;
+use crate::sequence::{Sequence, Sizes};
 
 /// What the table is made with.
 #[derive(Clone, Debug, Args)]
@@ -48,7 +53,12 @@ struct Row {
     /// No flow is remembered.
     miss: bool,
     flows: u32,
+    /// Packets a second that begin a flow, beside the flows that go on.
+    new_flows_per_second: Option<u32>,
     rules: u32,
+    /// Tunnels that the rules share; a network for each rule where not given.
+    tunnels: Option<u32>,
+    sizes: Sizes,
     /// Inside and outside.
     ipv6: bool,
     cores: usize,
@@ -59,25 +69,35 @@ const ENCAP: Row = Row {
     direction: Direction::Encap,
     miss: false,
     flows: 1,
+    new_flows_per_second: None,
     rules: 1000,
+    tunnels: None,
+    sizes: Sizes::Fixed(USUAL_FRAME_BYTES),
     ipv6: false,
     cores: 1,
 };
-const DECAP: Row = Row { name: "decap-1k", direction: Direction::Decap, flows: 1000, ..ENCAP };
+const ENCAP_1K: Row = Row { name: "encap-1k", flows: 1000, ..ENCAP };
+const DECAP: Row = Row { name: "decap-1k", direction: Direction::Decap, ..ENCAP_1K };
 const MISS: Row = Row { name: "miss-1k", miss: true, flows: MISS_FLOWS, ..ENCAP };
+/// As many tunnels as in what others publish about so many routes.
+const MANY: Row = Row { rules: 100_000, tunnels: Some(SHARED_TUNNELS), ..ENCAP };
 
 /// The rows in their order.
-const ROWS: [Row; 10] = [
+const ROWS: [Row; 14] = [
     ENCAP,
-    Row { name: "encap-1k", flows: 1000, ..ENCAP },
-    Row { name: "encap-100k", flows: 100_000, rules: 100_000, ..ENCAP },
-    Row { name: "encap-1m", flows: 1_000_000, rules: 1_000_000, ..ENCAP },
+    ENCAP_1K,
+    Row { name: "encap-100k", flows: 100_000, ..MANY },
+    Row { name: "encap-1m", flows: 1_000_000, rules: 1_000_000, ..MANY },
     DECAP,
-    Row { name: "decap-100k", flows: 100_000, rules: 100_000, ..DECAP },
+    Row { name: "decap-100k", direction: Direction::Decap, flows: 100_000, ..MANY },
     MISS,
-    Row { name: "miss-1m", rules: 1_000_000, ..MISS },
-    Row { name: "ipv6", flows: 1000, ipv6: true, ..ENCAP },
-    Row { name: "two-cores", flows: 1000, cores: 2, ..ENCAP },
+    Row { name: "miss-1m", miss: true, flows: MISS_FLOWS, rules: 1_000_000, ..MANY },
+    Row { name: "newcomers", new_flows_per_second: Some(1_000_000), ..ENCAP_1K },
+    Row { name: "ipv6", ipv6: true, ..ENCAP_1K },
+    Row { name: "imix", sizes: Sizes::Imix, ..ENCAP_1K },
+    Row { name: "size-1518", sizes: Sizes::Fixed(1518), ..ENCAP_1K },
+    Row { name: "size-9000", sizes: Sizes::Fixed(9000), ..ENCAP_1K },
+    Row { name: "two-cores", cores: 2, ..ENCAP_1K },
 ];
 
 fn row_name(text: &str) -> Result<String, String> {
@@ -100,7 +120,14 @@ impl Row {
         }
         let mut scenario = usual_scenario(self.flows, self.rules, cores.len() as u8);
         scenario.direction = self.direction;
-        (scenario.flows.ipv6, scenario.flows.underlay_ipv6) = (self.ipv6, self.ipv6);
+        scenario.flows = Flows {
+            sequence: Sequence::new(self.flows, self.sizes, false),
+            sizes: self.sizes,
+            tunnels: self.tunnels,
+            ipv6: self.ipv6,
+            underlay_ipv6: self.ipv6,
+            ..scenario.flows
+        };
         if self.miss {
             scenario.cache_entries = LEAST_CACHE_ENTRIES;
         }
@@ -109,7 +136,7 @@ impl Row {
             cores,
             duration: Duration::from_secs_f64(args.seconds),
             runs: args.runs,
-            new_flows_per_second: None,
+            new_flows_per_second: self.new_flows_per_second,
             baseline: Some(Baseline::Testpmd),
             json: args.json,
         })
@@ -123,8 +150,14 @@ impl Row {
             (Direction::Decap, _) => "decap",
         };
         let version = if self.ipv6 { ", IPv6 inside and outside" } else { "" };
+        let size = match self.sizes {
+            Sizes::Fixed(USUAL_FRAME_BYTES) => String::new(),
+            Sizes::Fixed(bytes) => format!(", {bytes} bytes"),
+            Sizes::Imix => ", IMIX".to_owned(),
+        };
+        let wanted = self.new_flows_per_second.map(|wanted| format!(", {wanted} new flows/s wanted"));
         let cores = if self.cores > 1 { format!(", {} cores", self.cores) } else { String::new() };
-        format!("{what}{version}{cores}")
+        format!("{what}{version}{size}{}{cores}", wanted.unwrap_or_default())
     }
 }
 
@@ -198,8 +231,8 @@ fn to_json(args: &TableArgs, machine: &Machine, outcomes: &[Outcome]) -> Value {
 
 fn to_markdown(machine: &Machine, outcomes: &[Outcome]) -> String {
     let mut text = String::from(
-        "| | flows | rules | Mpackets/s | cycles/packet | of these, path | testpmd io | latency ns p50 / p99 / p999 / max | lost |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        "| | flows | rules | tunnels | Mpackets/s | cycles/packet | of these, path | testpmd io | latency ns p50 / p99 / p999 / max | lost |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for (row, outcome) in outcomes {
         let figures = match outcome {
@@ -207,12 +240,22 @@ fn to_markdown(machine: &Machine, outcomes: &[Outcome]) -> String {
             Err(error) => format!("not measured: {error} | | | | |"),
         };
         // Writing to a text cannot fail.
-        let _ = writeln!(text, "| {} | {} | {} | {figures} |", row.title(), row.flows, row.rules);
+        let tunnels = row.tunnels.unwrap_or(row.rules);
+        let _ = writeln!(text, "| {} | {} | {} | {tunnels} | {figures} |", row.title(), row.flows, row.rules);
     }
     for (row, report) in outcomes.iter().filter_map(|(row, outcome)| Some((row, outcome.as_ref().ok()?))) {
         if let Some((_, ratio)) = report.alone() {
             let _ =
                 writeln!(text, "\n{} cores carry {ratio:.2} times what the first carries alone.", row.cores);
+        }
+        if let Some((began, share)) = report.new_flows() {
+            let _ = writeln!(
+                text,
+                "\nBeside the {} flows that go on, {:.0} a second began: {:.1} % of the packets.",
+                row.flows,
+                began.median,
+                100.0 * share
+            );
         }
     }
     if let Some(reason) =
@@ -272,7 +315,7 @@ mod tests {
             baseline_missing: None,
         };
         let error = BenchError::FewCores { wanted: 2, available: 1 };
-        vec![(ROWS[0], Ok(report)), (ROWS[9], Err(error))]
+        vec![(ROWS[0], Ok(report)), (ROWS[13], Err(error))]
     }
 
     #[test]
@@ -294,6 +337,15 @@ mod tests {
             (million.scenario.cache_entries, million.scenario.flows.sequence.flows),
             (2_000_000, 1_000_000)
         );
+        assert_eq!((million.scenario.flows.tunnels, million.scenario.flows.rules), (Some(1000), 1_000_000));
+        let newcomers = plan("newcomers").unwrap();
+        assert_eq!(
+            (newcomers.new_flows_per_second, newcomers.scenario.flows.sequence.flows),
+            (Some(1_000_000), 1000)
+        );
+        assert_eq!(plan("size-9000").unwrap().scenario.flows.longest_outer_bytes(), 9050);
+        let imix = plan("imix").unwrap().scenario.flows;
+        assert_eq!((imix.sizes, imix.sequence.packets()), (Sizes::Imix, 12_000));
         let ipv6 = plan("ipv6").unwrap().scenario.flows;
         assert!(ipv6.ipv6 && ipv6.underlay_ipv6);
         assert_eq!(plan("decap-1k").unwrap().scenario.direction, Direction::Decap);
@@ -306,10 +358,12 @@ mod tests {
         let text = to_markdown(&machine, &outcomes);
         let lines: Vec<_> = text.lines().collect();
         assert!(
-            lines[2].starts_with("| encap | 1 | 1000 | 0.01 | 100 | 15 | 40 | 500 / 500 / 500 / 500 | 0 |"),
+            lines[2].starts_with(
+                "| encap | 1 | 1000 | 1000 | 0.01 | 100 | 15 | 40 | 500 / 500 / 500 / 500 | 0 |"
+            ),
             "{text}"
         );
-        assert!(lines[3].starts_with("| encap, 2 cores | 1000 | 1000 | not measured: "), "{text}");
+        assert!(lines[3].starts_with("| encap, 2 cores | 1000 | 1000 | 1000 | not measured: "), "{text}");
         let pipes = |line: &str| line.matches('|').count();
         assert!(lines[..4].iter().all(|line| pipes(line) == pipes(lines[0])), "{text}");
         let json = to_json(&args("").unwrap(), &machine, &outcomes);

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use forebay_api::v1;
 
-use crate::args::UpdatePlan;
 use crate::changes::{self, Changes, MOST_STREAMED, Turns};
 use crate::daemon::{Daemon, Messages, Setup};
 use crate::error::BenchError;
@@ -18,6 +17,7 @@ use crate::memory;
 use crate::path::{self, folder, interruptible, subfolder};
 use crate::sample::{Run, Sample};
 use crate::scenario::Scenario;
+use crate::update_args::UpdatePlan;
 use crate::update_report::UpdateReport;
 
 /// The TTL of a rule says how often it was changed; 64 is what it is loaded with.

@@ -3,13 +3,13 @@
 use forebay_pipeline::cores;
 use serde_json::{Map, Value, json};
 
-use crate::args::UpdatePlan;
 use crate::cpu_time;
 use crate::figures::Spread;
 use crate::machine::Machine;
 use crate::report::Table;
 use crate::sample::Run;
 use crate::update::UpdateRun;
+use crate::update_args::UpdatePlan;
 
 /// Where the longest residence stands among the quantiles of a run.
 const WORST: usize = 3;
