@@ -8,10 +8,7 @@
 // Those of the macros' public items.
 #![allow(missing_docs)]
 
-#[allow(dead_code)] // Its figures of cycles.
-mod feed;
-
-use feed::{Direction, Feed, FeedError, Flows, Setup};
+use forebay_dataplane::feed::{Direction, Feed, FeedError, Flows, Setup, USUAL_FRAME_BYTES};
 use forebay_dataplane::task::PacketTask;
 use forebay_pipeline::BATCH;
 use forebay_pipeline::worker::Task;
@@ -64,7 +61,15 @@ fn fail(error: &FeedError) -> ! {
 
 fn feed(direction: Direction, flows: Flows, ipv6: bool) -> Feed {
     let hugepages = Hugepages::Off;
-    let setup = Setup { direction, flows, rules: FLOWS, ipv6, cache_flows: CACHE_FLOWS, hugepages };
+    let setup = Setup {
+        direction,
+        flows,
+        rules: FLOWS,
+        ipv6,
+        frame_bytes: USUAL_FRAME_BYTES,
+        cache_flows: CACHE_FLOWS,
+        hugepages,
+    };
     Feed::new(&setup).unwrap_or_else(|error| fail(&error))
 }
 

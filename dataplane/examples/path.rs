@@ -5,11 +5,8 @@
 //! which is not so behind a real device: what differs here between two versions of the code is the code. On a machine
 //! that does other things too, compare the best; `benches/guard.rs` counts instructions, which do not care.
 
-#[path = "../benches/feed/mod.rs"]
-mod feed;
-
 use clap::{Parser, ValueEnum};
-use feed::{Direction, Feed, FeedError, Figures, Flows, Setup};
+use forebay_dataplane::feed::{Direction, Feed, FeedError, Figures, Flows, Setup, USUAL_FRAME_BYTES};
 use forebay_pipeline::tsc;
 use forebay_sriov::Hugepages;
 use std::error::Error;
@@ -103,6 +100,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         flows: if words.job == Job::Miss { Flows::New } else { Flows::Known(words.flows) },
         rules: words.rules,
         ipv6: words.ipv6,
+        frame_bytes: USUAL_FRAME_BYTES,
         cache_flows: words.cache_flows as usize,
         hugepages: if words.no_huge { Hugepages::Off } else { Hugepages::Auto },
     })?;

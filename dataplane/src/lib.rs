@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod counters;
 pub mod daemon;
+pub mod feed;
 pub mod flows;
 pub mod rules;
 pub mod snapshot;

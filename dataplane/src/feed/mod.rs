@@ -2,24 +2,24 @@
 //! devices, without hardware, kernel or daemon around it.
 //!
 //! Packets are injected 64 at a time, run through one round of the worker, taken out on the other side and used again, so
-//! that nothing but the worker's round need be looked at, be it by its cycles (`examples/path.rs`) or by its
-//! instructions (`benches/guard.rs`). The same setup always feeds the same packets in the same order.
+//! that nothing but the worker's round need be looked at, be it by its cycles (`forebay bench --feed memory` and
+//! `examples/path.rs`) or by its instructions (`benches/guard.rs`). The same setup always feeds the same packets in the same order.
 //! Invariant, checked in every step: as many packets come out as were put in. A feed stays with the thread that made it.
 
 mod frames;
 mod host;
 
-use forebay_dataplane::control::notice::notices;
-use forebay_dataplane::counters::WorkerTally;
-use forebay_dataplane::flows::cache::FlowCache;
-use forebay_dataplane::snapshot::{Neighbours, Snapshot};
-use forebay_dataplane::stages::admit::Admit;
-use forebay_dataplane::stages::classify::Classify;
-use forebay_dataplane::stages::dispatch::{Dispatch, DispatchParts, Way};
-use forebay_dataplane::stages::ledger::Ledger;
-use forebay_dataplane::stages::receive::Receive;
-use forebay_dataplane::stages::transform::Transform;
-use forebay_dataplane::task::{COMMANDS, Command, Exit, Fused, PacketTask, Part};
+use crate::control::notice::notices;
+use crate::counters::WorkerTally;
+use crate::flows::cache::FlowCache;
+use crate::snapshot::{Neighbours, Snapshot};
+use crate::stages::admit::Admit;
+use crate::stages::classify::Classify;
+use crate::stages::dispatch::{Dispatch, DispatchParts, Way};
+use crate::stages::ledger::Ledger;
+use crate::stages::receive::Receive;
+use crate::stages::transform::Transform;
+use crate::task::{COMMANDS, Command, Exit, Fused, PacketTask, Part};
 use forebay_pipeline::worker::Task;
 use forebay_pipeline::{BATCH, Batch, Chain, ChainCounters, Histogram, Publisher, StageCounters, ring};
 use forebay_sriov::{
@@ -34,6 +34,12 @@ use std::sync::Arc;
 const POOL_PACKETS: u32 = 1023;
 /// Bytes of a buffer: DPDK's usual room for a frame of an Ethernet MTU.
 const ROOM_BYTES: u16 = 2048;
+/// Shortest and longest frames of a tenant: over IPv6 there are 62 bytes of headers, and those of a tunnel need room too.
+pub const LEAST_FRAME_BYTES: u16 = 62;
+/// See [`LEAST_FRAME_BYTES`].
+pub const MOST_FRAME_BYTES: u16 = 1900;
+/// Bytes of a frame that `forebay bench` sends unless told otherwise.
+pub const USUAL_FRAME_BYTES: u16 = 64;
 /// Memory for DPDK: the pool takes some 3 MiB of it (without hugepages a page for each buffer, 4 MiB).
 const EAL_MEMORY_MIB: u32 = 64;
 /// What flow keys are hashed with: fixed, so that flows meet in the same sets of the flow cache in every run.
@@ -71,6 +77,8 @@ pub struct Setup {
     pub rules: u32,
     /// IPv6, inside the tunnel and outside, instead of IPv4.
     pub ipv6: bool,
+    /// Bytes of the tenant's frames, from [`LEAST_FRAME_BYTES`] to [`MOST_FRAME_BYTES`].
+    pub frame_bytes: u16,
     /// Flows that the worker remembers at most.
     pub cache_flows: usize,
     /// Whether packets are in huge pages.
@@ -80,6 +88,9 @@ pub struct Setup {
 /// Why there is no feed, or no packet.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
+    /// Frames of a length that no buffer has room for, or shorter than their headers.
+    #[error("frames of {0} bytes (choose {LEAST_FRAME_BYTES} to {MOST_FRAME_BYTES})")]
+    FrameBytes(u16),
     /// DPDK did not start.
     #[error(transparent)]
     Eal(#[from] EalError),
@@ -171,6 +182,9 @@ impl Feed {
     /// # Errors
     /// DPDK, its devices or the system's memory are not to be had; or the worker drops packets.
     pub fn new(setup: &Setup) -> Result<Feed, FeedError> {
+        if !(LEAST_FRAME_BYTES..=MOST_FRAME_BYTES).contains(&setup.frame_bytes) {
+            return Err(FeedError::FrameBytes(setup.frame_bytes));
+        }
         let eal = Eal::start(&EalOptions {
             hugepages: setup.hugepages,
             memory_mib: EAL_MEMORY_MIB,

@@ -5,15 +5,11 @@
 
 use super::host::{Host, OTHER_MAC, TENANT_MAC, UPLINK_MAC};
 use super::{Direction, Flows};
-use forebay_dataplane::wire::vxlan::{Patch, Template};
-use forebay_dataplane::wire::{
-    ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, checksum, ethertype, protocol,
-};
+use crate::wire::vxlan::{Patch, Template};
+use crate::wire::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, checksum, ethertype, protocol};
 use forebay_sriov::Packet;
 use std::net::IpAddr;
 
-/// Bytes of the tenant's frames, the default of `forebay bench`.
-const FRAME_BYTES: usize = 64;
 /// Destination port of the first flows.
 const FIRST_PORT: u16 = 0x2000;
 /// 2^32 divided by the golden ratio, made odd: multiples of it visit every 32-bit number once, far from one another.
@@ -87,7 +83,7 @@ impl Frames {
 
     /// Bytes of a frame, as it is received.
     pub fn len(&self) -> usize {
-        self.head + FRAME_BYTES
+        self.head + self.host.frame_bytes
     }
 
     /// Writes the frame of a flow over `frame`, which is as long.
@@ -129,7 +125,7 @@ impl Frames {
 
     /// Makes a packet that came out as long as one that goes in; false where it had another length than it should.
     pub fn restore(&self, packet: &mut Packet) -> bool {
-        packet.len() == self.head_out + FRAME_BYTES
+        packet.len() == self.head_out + self.host.frame_bytes
             && packet.trim_front(self.head_out)
             && packet.prepend(self.head).is_some()
     }
@@ -142,7 +138,7 @@ fn datagram(host: &Host) -> Vec<u8> {
         Direction::Decapsulate => (TENANT_MAC, OTHER_MAC),
     };
     let mut frame = [dst_mac, src_mac].concat();
-    let network_bytes = (FRAME_BYTES - ETHERNET_BYTES) as u16;
+    let network_bytes = (host.frame_bytes - ETHERNET_BYTES) as u16;
     let udp_bytes = if host.ipv6 {
         let udp_bytes = network_bytes - IPV6_BYTES as u16;
         frame.extend(ethertype::IPV6.to_be_bytes());
@@ -161,7 +157,7 @@ fn datagram(host: &Host) -> Vec<u8> {
     };
     frame.extend([0; 4]);
     frame.extend(udp_bytes.to_be_bytes());
-    frame.resize(FRAME_BYTES, 0);
+    frame.resize(host.frame_bytes, 0);
     frame
 }
 
@@ -178,4 +174,4 @@ fn wrap(template: &Template, flow: u32, outer: &mut [u8], inner: &[u8]) {
     outer[..6].copy_from_slice(&UPLINK_MAC);
 }
 
-const _: () = assert!(FRAME_BYTES >= ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES);
+const _: () = assert!(super::LEAST_FRAME_BYTES as usize >= ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES);

@@ -2,17 +2,17 @@
 //! VXLAN network of its own. One neighbour on the underlay, known from the start.
 
 use super::{Direction, Setup};
-use forebay_dataplane::action::{Action, PortId, TunnelRef};
-use forebay_dataplane::config::Traps;
-use forebay_dataplane::rules::key::KEY_WORDS;
-use forebay_dataplane::rules::pattern::{INGRESS_WORDS, Pattern, opaque_bits, precedence};
-use forebay_dataplane::rules::rule::{Match, Opaque};
-use forebay_dataplane::rules::table::{Table, TableRule};
-use forebay_dataplane::snapshot::{
+use crate::action::{Action, PortId, TunnelRef};
+use crate::config::Traps;
+use crate::rules::key::KEY_WORDS;
+use crate::rules::pattern::{INGRESS_WORDS, Pattern, opaque_bits, precedence};
+use crate::rules::rule::{Match, Opaque};
+use crate::rules::table::{Table, TableRule};
+use crate::snapshot::{
     DeviceEntry, MAX_DEVICES, PortEntry, PortRole, Snapshot, Sources, Tunnel, TunnelTable, UplinkEntry,
     VfEntry,
 };
-use forebay_dataplane::wire::vxlan::Template;
+use crate::wire::vxlan::Template;
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
@@ -50,12 +50,19 @@ pub struct Host {
     pub rules: u32,
     /// IPv6 inside and outside.
     pub ipv6: bool,
+    /// Bytes of the tenant's frames.
+    pub frame_bytes: usize,
 }
 
 impl Host {
     /// The host of a setup.
     pub fn new(setup: &Setup) -> Host {
-        Host { direction: setup.direction, rules: setup.rules, ipv6: setup.ipv6 }
+        Host {
+            direction: setup.direction,
+            rules: setup.rules,
+            ipv6: setup.ipv6,
+            frame_bytes: usize::from(setup.frame_bytes),
+        }
     }
 
     fn of_family(self, v4: Ipv4Addr, v6: Ipv6Addr) -> IpAddr {
