@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use forebay_pipeline::{BATCH, cores};
 
 use crate::error::BenchError;
+use crate::feed::{self, Feed};
 use crate::flows::{self, Flows, MOST_LANES};
 use crate::scenario::{Direction, Scenario};
 use crate::sequence::{Sequence, Sizes};
@@ -46,6 +47,9 @@ pub(crate) struct PathArgs {
     /// Frames of three lengths instead: of twelve, seven are of 64 bytes with their checksum, four of 594, one of 1518
     #[arg(long)]
     imix: bool,
+    /// Where the packets come from
+    #[arg(long, value_enum, default_value_t = Feed::Pcap)]
+    feed: Feed,
     /// Draw the packets' flows at random, so that some come twice in a row of as many packets as there are flows and some
     /// not at all; otherwise each comes once
     #[arg(long)]
@@ -144,7 +148,7 @@ pub(crate) fn usual_scenario(flows: u32, rules: u32, lanes: u8) -> Scenario {
     let flows =
         Flows { sequence, rules, sizes, ipv6: false, underlay_ipv6: false, tunnels: None, ports: 1, lane: 0 };
     let cache_entries = usual_cache_entries(sequence.flows);
-    Scenario { direction: Direction::Encap, flows, lanes, cache_entries }
+    Scenario { direction: Direction::Encap, flows, lanes, cache_entries, feed: Feed::Pcap }
 }
 
 /// Room for twice the flows: sets of a cache do not fill evenly.
@@ -235,8 +239,9 @@ impl PathArgs {
             flows: self.lane_flows(flows),
             lanes: cores.len() as u8,
             cache_entries: self.flow_cache_entries.unwrap_or(usual),
+            feed: self.feed,
         };
-        Ok(PathPlan {
+        let plan = PathPlan {
             scenario,
             cores,
             duration: Duration::from_secs_f64(self.seconds),
@@ -244,7 +249,9 @@ impl PathArgs {
             new_flows_per_second: self.new_flows_per_second,
             baseline: self.baseline,
             json: self.json,
-        })
+        };
+        feed::check(&plan)?;
+        Ok(plan)
     }
 
     fn lane_flows(&self, flows: u32) -> Flows {

@@ -183,13 +183,20 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::feed::Feed;
     use crate::flows::Flows;
     use crate::scenario::Direction;
 
     fn comparison() -> Comparison {
         let flows = Flows::plain(10, 20, 64);
         let plan = ComparePlan {
-            scenario: Scenario { direction: Direction::Encap, flows, lanes: 1, cache_entries: 64 },
+            scenario: Scenario {
+                direction: Direction::Encap,
+                flows,
+                lanes: 1,
+                cache_entries: 64,
+                feed: Feed::Pcap,
+            },
             core: 1,
             duration: Duration::from_secs(1),
             runs: 3,

@@ -15,6 +15,7 @@ use tonic::transport::Channel;
 use crate::child::{OwnChild, Waited};
 use crate::cpu_time;
 use crate::error::BenchError;
+use crate::feed::{self, Feed};
 use crate::instructions::Instructions;
 use crate::scenario::Scenario;
 
@@ -37,6 +38,8 @@ pub(crate) struct Daemon {
     child: OwnChild,
     client: Client,
     instructions: Option<Instructions>,
+    /// Who sends to it, where that is another process.
+    _generator: Option<OwnChild>,
 }
 
 /// What all daemons of a benchmark have in common.
@@ -60,7 +63,7 @@ impl Setup<'_> {
             self.scenario.memory_mib(self.hugepages),
             cores::format(self.cores),
             self.scenario.cache_entries,
-            self.scenario.port_tables(self.packets),
+            self.scenario.port_tables(self.packets, folder),
             folder = folder.display(),
         )
     }
@@ -95,7 +98,11 @@ impl Daemon {
             Waited::Neither => return Err(BenchError::NotReady { waited: patience, tail: child.tail() }),
         }
         let client = client::connect(&folder.join("socket")).await?;
-        let mut daemon = Self { child, client, instructions: None };
+        let generator = match setup.scenario.feed {
+            Feed::Memif => Some(feed::generator(setup.scenario, setup.packets, folder, setup.cores).await?),
+            Feed::Pcap | Feed::Memory => None,
+        };
+        let mut daemon = Self { child, client, instructions: None, _generator: generator };
         let pipeline = daemon.pipeline().await?;
         let workers: Vec<_> = pipeline.workers.iter().map(|worker| worker.name.as_str()).collect();
         // Not every machine has the counter.
@@ -216,13 +223,15 @@ impl<I: Iterator<Item = v1::Rule>> Iterator for Messages<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::feed::Feed;
     use crate::flows::Flows;
     use crate::scenario::Direction;
 
     #[test]
     fn the_config_names_what_was_asked_for() {
         let flows = Flows::plain(1, 1, 64);
-        let scenario = Scenario { direction: Direction::Encap, flows, lanes: 2, cache_entries: 4096 };
+        let scenario =
+            Scenario { direction: Direction::Encap, flows, lanes: 2, cache_entries: 4096, feed: Feed::Pcap };
         let setup =
             Setup { scenario: &scenario, packets: Path::new("/tmp/b"), cores: &[3, 1], hugepages: false };
         let text = setup.config(Path::new("/tmp/b/run"));

@@ -6,6 +6,8 @@ use std::time::Duration;
 use forebay_api::client::ConnectError;
 use forebay_pipeline::{CoreError, WorkerError};
 
+use crate::memory_feed::Problem;
+
 /// Why there are no figures.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
@@ -35,6 +37,12 @@ pub(crate) enum BenchError {
          flows)"
     )]
     NewFlows { wanted: u32, flows: u32, rate: f64, packets: u64, most: u32, least: f64 },
+    #[error("--feed {feed} with {words}: not possible ({remedy})")]
+    Feed { feed: &'static str, words: &'static str, remedy: &'static str },
+    #[error("--feed memory: {0}")]
+    MemoryFeed(Problem),
+    #[error("the packet generator failed: {what}: {tail}")]
+    Generator { what: String, tail: String },
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
     #[error("frame of {size_bytes} bytes: {reason}")]
@@ -86,6 +94,7 @@ impl BenchError {
             | Self::Size { .. }
             | Self::ManyCores { .. }
             | Self::ManyPorts { .. }
+            | Self::Feed { .. }
             | Self::TunnelsOnCores { .. }
             | Self::CompareCores { .. }
             | Self::NewFlows { .. } => 2,

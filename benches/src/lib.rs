@@ -17,11 +17,13 @@ mod compare;
 mod cpu_time;
 mod daemon;
 mod error;
+mod feed;
 mod figures;
 mod flows;
 mod instructions;
 mod machine;
 mod memory;
+mod memory_feed;
 mod newcomers;
 mod ovs;
 mod path;
@@ -39,6 +41,9 @@ mod update_report;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+
+pub use crate::feed::{GENERATOR_COMMAND, GENERATOR_SENDING};
+pub use crate::memory_feed::{MakeFeed, MemoryFeed, MemoryFigures, MemorySetup, Problem};
 
 use crate::args::{CompareArgs, PathArgs, RingArgs};
 use crate::error::BenchError;
@@ -71,9 +76,10 @@ enum Benchmark {
     Ring(RingArgs),
 }
 
-/// Runs a benchmark and writes its figures to standard output. Exit status: 0 done, 1 it failed, 2 the words are wrong.
-pub fn run(args: BenchArgs) -> ExitCode {
-    match execute(&args.benchmark).and_then(|text| write(&text)) {
+/// Runs a benchmark and writes its figures to standard output. `make_feed` makes what `--feed memory` measures. Exit
+/// status: 0 done, 1 it failed, 2 the words are wrong.
+pub fn run(args: BenchArgs, make_feed: MakeFeed) -> ExitCode {
+    match execute(&args.benchmark, make_feed).and_then(|text| write(&text)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("forebay: {error}");
@@ -83,7 +89,7 @@ pub fn run(args: BenchArgs) -> ExitCode {
 }
 
 /// Runs a benchmark; gives what is to be written.
-fn execute(benchmark: &Benchmark) -> Result<String, BenchError> {
+fn execute(benchmark: &Benchmark, make_feed: MakeFeed) -> Result<String, BenchError> {
     // Asked before anything is pinned to a core.
     let _ = forebay_pipeline::cores::available();
     if cfg!(debug_assertions) {
@@ -92,9 +98,9 @@ fn execute(benchmark: &Benchmark) -> Result<String, BenchError> {
         );
     }
     match benchmark {
-        Benchmark::Encap(args) => path::run("encap", &args.plan(Direction::Encap, false)?),
-        Benchmark::Decap(args) => path::run("decap", &args.plan(Direction::Decap, false)?),
-        Benchmark::Miss(args) => path::run("miss", &args.plan(Direction::Encap, true)?),
+        Benchmark::Encap(args) => path::run("encap", &args.plan(Direction::Encap, false)?, make_feed),
+        Benchmark::Decap(args) => path::run("decap", &args.plan(Direction::Decap, false)?, make_feed),
+        Benchmark::Miss(args) => path::run("miss", &args.plan(Direction::Encap, true)?, make_feed),
         Benchmark::Update(args) => update::run(&args.plan()?),
         Benchmark::Compare(args) => compare::run(&args.plan()?),
         Benchmark::Table(args) => table::run(args),

@@ -293,6 +293,7 @@ fn sent(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::feed::Feed;
     use crate::flows::Flows;
     use crate::scenario::Direction;
 
@@ -327,6 +328,7 @@ mod tests {
             flows: Flows::plain(1000, 1000, 64),
             lanes: 1,
             cache_entries: 64,
+            feed: Feed::Pcap,
         };
         let table = flow_table(&scenario);
         assert_eq!(table.lines().count(), 1000);

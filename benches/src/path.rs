@@ -9,7 +9,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::PathPlan;
 use crate::daemon::{Daemon, Setup};
 use crate::error::BenchError;
+use crate::feed::Feed;
 use crate::machine::{self, Machine};
+use crate::memory_feed::{self, MakeFeed};
 use crate::newcomers;
 use crate::report::PathReport;
 use crate::sample::{Run, Sample};
@@ -40,7 +42,10 @@ pub(crate) struct Measured {
 }
 
 /// Runs the benchmark; gives what is to be written.
-pub(crate) fn run(name: &'static str, plan: &PathPlan) -> Result<String, BenchError> {
+pub(crate) fn run(name: &'static str, plan: &PathPlan, make_feed: MakeFeed) -> Result<String, BenchError> {
+    if plan.scenario.feed == Feed::Memory {
+        return memory_feed::run(name, plan, make_feed);
+    }
     interruptible(async {
         let report = bench(name, plan).await?;
         Ok(if plan.json { report.to_json().to_string() } else { report.to_text() })

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::PathPlan;
 use crate::cpu_time;
+use crate::feed::Feed;
 use crate::figures::{Spread, rounded};
 use crate::machine::Machine;
 use crate::path::Measured;
@@ -154,6 +155,7 @@ impl PathReport {
         let flows = self.plan.scenario.flows;
         let settings = json!({
             "benchmark": self.name,
+            "feed": self.plan.scenario.feed.name(),
             "flows": flows.sequence.flows,
             "new_flows_per_second_wanted": self.plan.new_flows_per_second,
             "random": flows.sequence.random,
@@ -245,8 +247,9 @@ impl PathReport {
             Sizes::Imix => "IMIX".to_owned(),
         };
         format!(
-            "{}: {}{}, {}, {length}, {} in vxlan over {}, core {}, {} of {} s, {} MiB in {} pages",
+            "{}{}: {}{}, {}, {length}, {} in vxlan over {}, core {}, {} of {} s, {} MiB in {} pages",
             self.name,
+            if self.plan.scenario.feed == Feed::Memif { " by memif" } else { "" },
             counted(flows.sequence.flows, "flow"),
             if flows.sequence.random { " drawn at random" } else { "" },
             counted(flows.rules, "rule"),
@@ -261,7 +264,7 @@ impl PathReport {
     }
 }
 
-fn underlay(ipv6: bool) -> &'static str {
+pub(crate) fn underlay(ipv6: bool) -> &'static str {
     if ipv6 { "ipv6" } else { "ipv4" }
 }
 
@@ -338,7 +341,13 @@ mod tests {
     fn plan() -> PathPlan {
         let flows = Flows::plain(1, 1000, 64);
         PathPlan {
-            scenario: Scenario { direction: Direction::Encap, flows, lanes: 1, cache_entries: 64 },
+            scenario: Scenario {
+                direction: Direction::Encap,
+                flows,
+                lanes: 1,
+                cache_entries: 64,
+                feed: Feed::Pcap,
+            },
             cores: vec![1],
             new_flows_per_second: None,
             duration: Duration::from_secs(2),

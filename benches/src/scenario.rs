@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use forebay_api::v1;
 
 use crate::error::BenchError;
+use crate::feed::Feed;
 use crate::flows::{Flows, here, tenant, there};
 use crate::pcap;
 
@@ -45,6 +46,8 @@ pub(crate) struct Scenario {
     pub lanes: u8,
     /// Flows that each worker remembers.
     pub cache_entries: u32,
+    /// Where the packets come from.
+    pub feed: Feed,
 }
 
 impl Scenario {
@@ -74,9 +77,10 @@ impl Scenario {
         self.flows.rules_hit() * u32::from(self.lanes)
     }
 
-    /// Packet buffers that the devices need: they keep one for each packet of their files and copy from them.
+    /// Packet buffers that the devices need: those of files keep one for each packet and copy from them.
     pub(crate) fn buffers(&self) -> u64 {
-        u64::from(self.packets()) * u64::from(self.lanes) + SPARE_BUFFERS
+        let kept = if self.feed.keeps_packets() { u64::from(self.packets()) } else { 0 };
+        kept * u64::from(self.lanes) + SPARE_BUFFERS
     }
 
     /// Bytes of data that a packet buffer has to hold: the device repeats only packets that lie in one piece.
@@ -119,13 +123,10 @@ impl Scenario {
 
     /// The `[[port]]` tables of the config file; uplinks first, so that the devices of a lane go to one worker. The
     /// underlay's other host is a neighbour by declaration, since nobody answers behind these devices.
-    pub(crate) fn port_tables(&self, folder: &Path) -> String {
+    /// `packets` is where the files are, `own` the daemon's folder.
+    pub(crate) fn port_tables(&self, packets: &Path, own: &Path) -> String {
         let device = |lane, direction| {
-            if self.direction == direction {
-                format!("pcap:{},infinite_rx=1", Self::file(folder, lane).display())
-            } else {
-                self.sink(lane)
-            }
+            if self.direction == direction { self.feed.device(packets, own, lane) } else { self.sink(lane) }
         };
         let longest_bytes = self.flows.longest_outer_bytes().max(USUAL_BUFFER_BYTES);
         let mtu = (longest_bytes - ETHERNET_HEADER_BYTES).max(USUAL_MTU_BYTES);
@@ -235,7 +236,7 @@ mod tests {
 
     fn scenario(direction: Direction, rules: u32, ipv6: bool) -> Scenario {
         let flows = Flows { ipv6, underlay_ipv6: ipv6, ..Flows::plain(1, rules, 64) };
-        Scenario { direction, flows, lanes: 1, cache_entries: 64 }
+        Scenario { direction, flows, lanes: 1, cache_entries: 64, feed: Feed::Pcap }
     }
 
     #[test]
@@ -262,7 +263,7 @@ mod tests {
 
     #[test]
     fn ports_face_the_right_way() {
-        let text = scenario(Direction::Encap, 1, false).port_tables(Path::new("/tmp"));
+        let text = scenario(Direction::Encap, 1, false).port_tables(Path::new("/tmp"), Path::new("/tmp/run"));
         let (uplink, vf) = text.split_once("\n\n").unwrap();
         assert!(
             uplink.contains("device = \"null:\"") && uplink.contains("ipv4 = \"192.0.2.1/24\""),
@@ -274,7 +275,7 @@ mod tests {
                 && vf.contains("ip = [\"172.16.0.1\"]")
         );
         let decap = scenario(Direction::Decap, 1, true);
-        let text = decap.port_tables(Path::new("/tmp"));
+        let text = decap.port_tables(Path::new("/tmp"), Path::new("/tmp/run"));
         let (uplink, vf) = text.split_once("\n\n").unwrap();
         assert!(uplink.contains("pcap:") && uplink.contains("ipv6 = \"2001:db8::1/64\""), "{text}");
         assert!(uplink.contains("2001:db8::2=02:00:00:00:00:02") && vf.contains("null:"), "{text}");
@@ -283,8 +284,8 @@ mod tests {
 
     #[test]
     fn each_lane_has_two_ports_and_uplinks_come_first() {
-        let text =
-            Scenario { lanes: 3, ..scenario(Direction::Encap, 1, false) }.port_tables(Path::new("/tmp"));
+        let text = Scenario { lanes: 3, ..scenario(Direction::Encap, 1, false) }
+            .port_tables(Path::new("/tmp"), Path::new("/tmp/run"));
         let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("name = ")).collect();
         let wanted = ["uplink0", "uplink1", "uplink2", "vm0", "vm1", "vm2"].map(|name| format!("\"{name}\""));
         assert_eq!(names, wanted);
@@ -294,7 +295,7 @@ mod tests {
     fn further_ports_are_behind_tags_of_the_first() {
         let mut scenario = scenario(Direction::Encap, 6, false);
         scenario.flows.ports = 3;
-        let text = scenario.port_tables(Path::new("/tmp"));
+        let text = scenario.port_tables(Path::new("/tmp"), Path::new("/tmp/run"));
         let tables: Vec<_> = text.split("[[port]]\n").skip(1).collect();
         assert_eq!(tables.len(), 4, "{text}");
         assert!(tables[1].contains("name = \"vm0\"") && tables[1].contains("device = \"pcap:"), "{text}");
@@ -313,7 +314,7 @@ mod tests {
         let mut long = scenario(Direction::Encap, 1, false);
         long.flows.sizes = Sizes::Fixed(9000);
         assert_eq!(long.buffer_bytes(), 9050);
-        let text = long.port_tables(Path::new("/tmp"));
+        let text = long.port_tables(Path::new("/tmp"), Path::new("/tmp/run"));
         assert!(text.contains("device = \"dpdk:net_null_sink0,size=9050,no-rx=1\""), "{text}");
         assert!(text.contains("mtu = 9036\n"), "{text}");
         long.flows.sequence.flows = 65_536;

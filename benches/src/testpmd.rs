@@ -114,6 +114,7 @@ fn cycles_per_packet(text: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::feed::Feed;
     use crate::flows::Flows;
     use crate::scenario::Direction;
 
@@ -128,7 +129,8 @@ mod tests {
     #[test]
     fn it_gets_the_same_packets_and_core() {
         let flows = Flows::plain(1000, 1, 64);
-        let scenario = Scenario { direction: Direction::Encap, flows, lanes: 1, cache_entries: 64 };
+        let scenario =
+            Scenario { direction: Direction::Encap, flows, lanes: 1, cache_entries: 64, feed: Feed::Pcap };
         let core = cores::available()[0];
         let packets = Path::new("/tmp/p.pcap");
         let testpmd =

@@ -35,8 +35,10 @@ const STRIDE: u64 = 999_983;
 pub(crate) struct UpdateRun {
     pub load: Duration,
     pub replace: Duration,
-    /// What the daemon grew by while the table was loaded.
+    /// What the daemon had grown by after the table was loaded and nothing had changed for a while.
     pub table_bytes: u64,
+    /// And at most until then.
+    pub load_peak_bytes: u64,
     /// Changes of single rules at the rate that was asked for.
     pub changes: Changes,
     /// And as fast as possible.
@@ -69,10 +71,12 @@ pub(crate) fn run(plan: &UpdatePlan) -> Result<String, BenchError> {
 
 async fn measure(plan: &UpdatePlan, daemon: &Daemon) -> Result<UpdateRun, BenchError> {
     let scenario = plan.scenario;
-    let before_bytes = memory::resident_bytes(daemon.process_id())?;
+    let before = memory::resident(daemon.process_id())?;
     let load = load(daemon, scenario, 0).await?;
-    let table_bytes = memory::resident_bytes(daemon.process_id())?.saturating_sub(before_bytes);
     let idle = path::measure(&scenario, plan.duration, daemon).await?;
+    let after = memory::resident(daemon.process_id())?;
+    let table_bytes = after.bytes.saturating_sub(before.bytes);
+    let load_peak_bytes = after.peak_bytes.saturating_sub(before.bytes);
     let watch = Watch::begin(daemon).await?;
     let replace = self::load(daemon, scenario, 1).await?;
     let replacing = watch.end(daemon, &scenario).await?;
@@ -86,7 +90,18 @@ async fn measure(plan: &UpdatePlan, daemon: &Daemon) -> Result<UpdateRun, BenchE
     let watch = Watch::begin(daemon).await?;
     let streamed = changes::unpaced(daemon, turns, plan.duration).await?;
     let streaming = watch.end(daemon, &scenario).await?;
-    Ok(UpdateRun { load, replace, table_bytes, changes, streamed, idle, replacing, changing, streaming })
+    Ok(UpdateRun {
+        load,
+        replace,
+        table_bytes,
+        load_peak_bytes,
+        changes,
+        streamed,
+        idle,
+        replacing,
+        changing,
+        streaming,
+    })
 }
 
 /// Loads the whole table in an edition; every rule of it is a change. The time does not contain the making of the rules,
@@ -156,13 +171,15 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+    use crate::feed::Feed;
     use crate::flows::Flows;
     use crate::scenario::Direction;
 
     #[test]
     fn every_change_is_one() {
         let flows = Flows::plain(1, 100, 64);
-        let scenario = Scenario { direction: Direction::Encap, flows, lanes: 2, cache_entries: 64 };
+        let scenario =
+            Scenario { direction: Direction::Encap, flows, lanes: 2, cache_entries: 64, feed: Feed::Pcap };
         let mut table: HashMap<_, _> =
             scenario.rules().map(|rule| (rule.id.clone(), edited(rule, 1))).collect();
         assert_eq!(table.len(), 200);
@@ -182,7 +199,8 @@ mod tests {
     #[test]
     fn ttls_stay_within_their_bounds() {
         let flows = Flows::plain(1, 1, 64);
-        let scenario = Scenario { direction: Direction::Encap, flows, lanes: 1, cache_entries: 64 };
+        let scenario =
+            Scenario { direction: Direction::Encap, flows, lanes: 1, cache_entries: 64, feed: Feed::Pcap };
         let ttl = |rule: v1::Rule| match rule.action.unwrap().kind {
             Some(v1::action::Kind::Forward(forward)) => forward.ttl.unwrap(),
             other => panic!("{other:?}"),

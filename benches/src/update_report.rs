@@ -30,10 +30,11 @@ fn worst(run: &Run) -> f64 {
     run.latency_ns[WORST] as f64
 }
 
-const FIGURES: [Figure; 21] = [
+const FIGURES: [Figure; 22] = [
     ("load_seconds", "load, s", 3, |run| run.load.as_secs_f64()),
     ("replace_seconds", "replace all, s", 3, |run| run.replace.as_secs_f64()),
     ("table_bytes", "memory of the table", 0, |run| run.table_bytes as f64),
+    ("load_peak_bytes", "  at most, loading", 0, |run| run.load_peak_bytes as f64),
     ("changes_per_second", "changes/s", 0, |run| run.changes.per_second()),
     ("change_p50_ns", "answer p50 ns", 0, |run| run.changes.answer_ns(0.5) as f64),
     ("change_p99_ns", "answer p99 ns", 0, |run| run.changes.answer_ns(0.99) as f64),
@@ -120,6 +121,7 @@ mod tests {
 
     use super::*;
     use crate::changes::Changes;
+    use crate::feed::Feed;
     use crate::flows::Flows;
     use crate::sample::tests::run_of;
     use crate::scenario::{Direction, Scenario};
@@ -127,7 +129,13 @@ mod tests {
     fn report() -> UpdateReport {
         let flows = Flows::plain(10, 1000, 64);
         let plan = UpdatePlan {
-            scenario: Scenario { direction: Direction::Encap, flows, lanes: 1, cache_entries: 64 },
+            scenario: Scenario {
+                direction: Direction::Encap,
+                flows,
+                lanes: 1,
+                cache_entries: 64,
+                feed: Feed::Pcap,
+            },
             cores: vec![1],
             changes_per_second: 500,
             duration: Duration::from_secs(1),
@@ -143,6 +151,7 @@ mod tests {
             load: Duration::from_millis(1500),
             replace: Duration::from_millis(2500),
             table_bytes: 1 << 20,
+            load_peak_bytes: 1 << 21,
             changes: changes(400),
             streamed: changes(200_000),
             idle: run_of(5),

@@ -46,10 +46,31 @@ fn jumbo_frames_and_tunnels_over_ipv6_lose_nothing() {
 
 #[test]
 fn changes_of_rules_lose_no_packet() {
-    let json = bench("update --rules 1000 --flows 100 --changes-per-second 20");
+    let json = bench("update --rules 1000 --flows 100 --ports 7 --changes-per-second 20");
     assert_numbers(&json, &["changes_per_second", "load_seconds", "table_bytes", "worst_burst_ns"]);
-    for lost in ["lost_packets_idle", "lost_packets_replacing", "lost_packets"] {
+    assert_numbers(&json, &["stream_changes_per_second", "worst_burst_ns_streaming", "load_peak_bytes"]);
+    assert_eq!((&json["ports"], &json["tunnels"]), (&Value::from(7), &Value::from(1000)));
+    for lost in ["lost_packets_idle", "lost_packets_replacing", "lost_packets", "lost_packets_streaming"] {
         assert_eq!(json[lost], 0, "{json}");
     }
     assert!(json["changes_per_second"].as_u64().unwrap() > 0, "{json}");
+}
+
+#[test]
+fn a_worker_is_fed_from_memory() {
+    let json = bench("decap --feed memory --flows 100 --rules 10 --size 200");
+    assert_numbers(&json, &["path_cycles_per_packet", "io_cycles_per_packet", "round_cycles_per_packet"]);
+    assert_numbers(&json["stages"], &["receive", "admit", "classify", "transform", "dispatch", "transmit"]);
+    assert_eq!((&json["feed"], &json["size_bytes"]), (&Value::from("memory"), &Value::from(200)));
+}
+
+#[test]
+fn another_process_sends_and_nothing_is_lost() {
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        eprintln!("skipped: the packet generator needs a core of its own");
+        return;
+    }
+    let json = bench("encap --feed memif --flows 100 --rules 10 --imix");
+    assert_numbers(&json, &["packets_per_second", "path_cycles_per_packet", "packets_per_call"]);
+    assert_eq!((&json["lost_packets"], &json["feed"]), (&Value::from(0), &Value::from("memif")));
 }

@@ -2,8 +2,10 @@
 //!
 //! Exit status: 0 done, 1 it failed, 2 the words or the file are wrong. An error is one line on standard error.
 
+mod bench;
 mod change;
 mod failure;
+mod generator;
 mod lines;
 mod load;
 mod pipeline;
@@ -54,6 +56,9 @@ enum Command {
     },
     /// Run the benchmark harness.
     Bench(Box<forebay_benches::BenchArgs>),
+    /// Send packets for the benchmark harness, which starts this itself.
+    #[command(name = forebay_benches::GENERATOR_COMMAND, hide = true)]
+    BenchGenerator(generator::GeneratorArgs),
     #[command(flatten)]
     Control(Control),
 }
@@ -100,7 +105,8 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run { config } => forebay_dataplane::daemon::run(&config),
         Command::Check { config, form } => forebay_dataplane::daemon::check(&config, form.json),
-        Command::Bench(args) => forebay_benches::run(*args),
+        Command::Bench(args) => forebay_benches::run(*args, bench::make_feed),
+        Command::BenchGenerator(args) => generator::main(&args),
         Command::Control(command) => control(&cli.socket, command),
     }
 }
