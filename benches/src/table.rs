@@ -4,7 +4,7 @@
 //! before and after is not lost.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -40,6 +40,9 @@ pub(crate) struct TableArgs {
     /// Write a chart too
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Write Markdown to a file too
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -180,10 +183,6 @@ pub(crate) fn run(args: &TableArgs) -> Result<String, BenchError> {
             outcome => outcomes.push((*row, outcome)),
         }
     }
-    if let Some(path) = &args.svg {
-        let written = std::fs::write(path, chart::svg(&machine.to_text(), &bars(&outcomes))?);
-        written.map_err(|source| BenchError::File { path: path.clone(), source })?;
-    }
     let text = if args.json {
         to_json(args, &machine, &outcomes).to_string()
     } else {
@@ -191,11 +190,28 @@ pub(crate) fn run(args: &TableArgs) -> Result<String, BenchError> {
     };
     let failed: Vec<_> =
         outcomes.iter().filter(|(_, outcome)| outcome.is_err()).map(|(row, _)| row.name).collect();
-    if failed.is_empty() {
+    let written = write_files(args, &machine, &outcomes);
+    if failed.is_empty() && written.is_ok() {
         return Ok(text);
     }
     crate::write(&text)?;
+    written?;
     Err(BenchError::Rows { names: failed.join(", ") })
+}
+
+/// Writes the other forms that were asked for.
+fn write_files(args: &TableArgs, machine: &Machine, outcomes: &[Outcome]) -> Result<(), BenchError> {
+    if let Some(path) = &args.markdown {
+        write_file(path, &format!("{}\n", to_markdown(machine, outcomes)))?;
+    }
+    if let Some(path) = &args.svg {
+        write_file(path, &chart::svg(&machine.to_text(), &bars(outcomes))?)?;
+    }
+    Ok(())
+}
+
+fn write_file(path: &Path, text: &str) -> Result<(), BenchError> {
+    std::fs::write(path, text).map_err(|source| BenchError::File { path: path.to_owned(), source })
 }
 
 fn bars(outcomes: &[Outcome]) -> Vec<Bar> {
