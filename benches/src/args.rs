@@ -232,6 +232,10 @@ impl PathArgs {
         }
         let cores = worker_cores(self.cores.as_deref())?;
         tunnels_on(self.tunnels, &cores)?;
+        if miss && self.feed == Feed::Memory && self.flows.is_some() {
+            let (words, remedy) = ("miss and --flows", "leave --flows out: every packet begins a flow");
+            return Err(BenchError::Feed { feed: self.feed.name(), words, remedy });
+        }
         let flows = self.flows.unwrap_or(if miss { MISS_FLOWS } else { 1 });
         let usual = if miss { LEAST_CACHE_ENTRIES } else { usual_cache_entries(flows) };
         let scenario = Scenario {

@@ -11,7 +11,7 @@ const TITLE_PX: u32 = 60;
 const ROW_PX: i32 = 46;
 const BAR_PX: i32 = 16;
 /// Where the bars begin; the names stand before.
-const BARS_AT_PX: i32 = 300;
+const BARS_AT_PX: i32 = 350;
 /// Room for the figure behind the longest bar.
 const FIGURE_PX: u32 = 120;
 const FOREBAY: RGBColor = RGBColor(31, 119, 180);

@@ -3,7 +3,8 @@
 //! It is a black box around the product: it starts the program that it is part of as a daemon of its own, with ports
 //! that need no hardware (a file of packets that is received for ever, and a device that swallows what is sent),
 //! drives it over the control API as any user would, and reports differences of the daemon's own counters. What it
-//! reports is thus what the product does, not what a loop made for the benchmark does.
+//! reports is thus what the product does, not what a loop made for the benchmark does. One thing is otherwise: `--feed memory`
+//! looks at a worker's rounds alone, in this process.
 //! Invariant: no figure is reported from a run in which packets went uncounted; such a run is an error.
 //!
 //! The shortest complete run, for a test that has the binary (root, no huge pages needed):

@@ -318,6 +318,9 @@ mod tests {
             let error = plan(words).unwrap_err();
             assert!(error.contains(part), "{words}: {error}");
         }
+        let words = Words::try_parse_from(["bench", "--feed", "memory", "--flows", "5"]).unwrap();
+        let error = words.args.plan(Direction::Encap, true).unwrap_err().to_string();
+        assert!(error.contains("with miss and --flows: not possible (leave --flows out"), "{error}");
         assert!(plan("--feed memory --ipv6 --underlay ipv6 --size 1900").is_ok());
         assert!(plan("--feed memif --imix --random --tunnels 2 --new-flows-per-second 9").is_ok());
     }

@@ -1,7 +1,8 @@
 //! The dataplane of Forebay: rule tables, encapsulations, the stages of the packet path, and the control side of a host.
 //!
 //! The way of a packet is in [`stages`]; what the stages look at is published as a [`snapshot`]; who may change it is in
-//! [`control`]. [`wire`] and [`rules`] know neither devices nor threads.
+//! [`control`]. [`wire`] and [`rules`] know neither devices nor threads. [`feed`] runs a whole worker in the caller's thread,
+//! to be measured.
 
 pub mod action;
 pub mod config;
