@@ -175,3 +175,69 @@ fn wrap(template: &Template, flow: u32, outer: &mut [u8], inner: &[u8]) {
 }
 
 const _: () = assert!(super::LEAST_FRAME_BYTES as usize >= ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::{InternetSlice, SlicedPacket, TransportSlice};
+    use std::collections::HashSet;
+
+    /// Addresses and ports of a frame whose lengths and checksums are right.
+    fn five_tuple(frame: &[u8]) -> (String, String, u16, u16) {
+        let packet = SlicedPacket::from_ethernet(frame).unwrap();
+        let Some(TransportSlice::Udp(udp)) = packet.transport else { panic!("no UDP") };
+        let header = udp.to_header();
+        let (src, dst, computed) = match packet.net.unwrap() {
+            InternetSlice::Ipv4(ip) => {
+                let ip = ip.header();
+                assert_eq!(ip.to_header().calc_header_checksum(), ip.header_checksum());
+                let computed = header.calc_checksum_ipv4(&ip.to_header(), udp.payload());
+                (ip.source_addr().to_string(), ip.destination_addr().to_string(), computed.unwrap())
+            }
+            InternetSlice::Ipv6(ip) => {
+                let ip = ip.header();
+                let computed = header.calc_checksum_ipv6(&ip.to_header(), udp.payload());
+                (ip.source_addr().to_string(), ip.destination_addr().to_string(), computed.unwrap())
+            }
+            InternetSlice::Arp(_) => panic!("ARP"),
+        };
+        // Over IPv4 a tunnel has none.
+        assert!(header.checksum == computed || header.checksum == 0);
+        (src, dst, header.source_port, header.destination_port)
+    }
+
+    #[test]
+    fn frames_of_every_kind_are_valid_and_flows_differ() {
+        for direction in [Direction::Encapsulate, Direction::Decapsulate] {
+            for (ipv6, frame_bytes) in [(false, 64), (true, 64), (false, 62), (true, 1900)] {
+                let host = Host { direction, rules: 10, ipv6, frame_bytes };
+                let frames = Frames::new(&host);
+                let mut frame = vec![0; frames.len()];
+                let head = frame.len() - frame_bytes;
+                assert_eq!(head > 0, direction == Direction::Decapsulate);
+                let mut seen = HashSet::new();
+                for flow in 0..100 {
+                    frames.write(flow, &mut frame);
+                    let own = five_tuple(&frame[head..]);
+                    let tenant = if head == 0 { &own.0 } else { &own.1 };
+                    assert_eq!(*tenant, host.tenant().to_string());
+                    seen.insert(own);
+                    if head > 0 {
+                        assert_eq!(five_tuple(&frame).3, 4789);
+                    }
+                }
+                assert_eq!(seen.len(), 100);
+            }
+        }
+    }
+
+    #[test]
+    fn known_flows_come_in_turn_and_new_ones_never_again() {
+        let mut known = Order::new(Flows::Known(50));
+        let rounds: Vec<Vec<u32>> = (0..2).map(|_| (0..50).map(|_| known.next_flow()).collect()).collect();
+        assert_eq!(rounds[0], rounds[1]);
+        assert_eq!(rounds[0].iter().collect::<HashSet<_>>().len(), 50);
+        let mut new = Order::new(Flows::New);
+        assert_eq!((0..10_000).map(|_| new.next_flow()).collect::<HashSet<_>>().len(), 10_000);
+    }
+}

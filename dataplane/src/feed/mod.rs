@@ -331,3 +331,25 @@ fn worker(
     task.round();
     Ok((task, meters))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_no_buffer_holds_is_refused_before_anything_starts() {
+        for frame_bytes in [LEAST_FRAME_BYTES - 1, MOST_FRAME_BYTES + 1] {
+            let setup = Setup {
+                direction: Direction::Encapsulate,
+                flows: Flows::Known(1),
+                rules: 1,
+                ipv6: false,
+                frame_bytes,
+                cache_flows: 64,
+                hugepages: Hugepages::Off,
+            };
+            let error = Feed::new(&setup).err().map(|error| error.to_string());
+            assert_eq!(error, Some(format!("frames of {frame_bytes} bytes (choose 62 to 1900)")));
+        }
+    }
+}
