@@ -168,6 +168,13 @@ impl<const W: usize> Layout<W> {
         out.extend(Hit { slot, action, names_layer2 }.encode());
     }
 
+    /// Writes the part of an entry that says how the rule ranks and what is done.
+    pub fn encode_tail(&self, rule: &TableRule<W>, entry: &mut [u64]) {
+        let TableRule { slot, action, names_layer2, precedence, .. } = *rule;
+        let [head, a, b] = Hit { slot, action, names_layer2 }.encode();
+        entry[self.tail()..].copy_from_slice(&[precedence, head, a, b]);
+    }
+
     /// Writes the part of an entry that says which packets match.
     pub fn encode_pattern(&self, pattern: &Pattern<W>, out: &mut Vec<u64>) {
         let k = self.packing.words();

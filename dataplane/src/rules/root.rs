@@ -385,6 +385,33 @@ impl<const W: usize> Root<W> {
         }
     }
 
+    /// Puts a rule in the place of one that [`Root::place`] found in the same state, whose pattern and id it has.
+    pub fn replace(&mut self, place: Place, precedence: u64, rule: TableRule<W>) {
+        match (place, &mut self.tree) {
+            (Place::Tuple(at, position), _) => {
+                let best = self.tuples[at].best();
+                let tuple = Arc::make_mut(&mut self.tuples[at]);
+                tuple.replace(position, &rule);
+                if tuple.best() != best {
+                    self.rank();
+                }
+            }
+            (Place::Tree(path), Some(tree)) if rule.precedence == precedence => {
+                Node::replace(tree, &path, Stored::new(rule));
+            }
+            (place, _) => {
+                self.remove(place);
+                self.insert(rule);
+            }
+        }
+    }
+
+    /// Fetches what a change of a rule with this pattern reads.
+    pub fn prefetch(&self, pattern: &Pattern<W>) {
+        let fitting = self.tuples.iter().filter(|tuple| tuple.fits(pattern));
+        fitting.for_each(|tuple| tuple.prefetch_shard(pattern));
+    }
+
     fn rank(&mut self) {
         self.tuples.sort_by_key(|tuple| Reverse(tuple.best()));
     }

@@ -202,6 +202,24 @@ impl Shard {
         Shard::of_sorted(layout, &entries, &mut Vec::with_capacity(self.body.len()))
     }
 
+    /// Puts a rule in the place of the entry at `index`, whose pattern and id it has. Of the words, only what follows the
+    /// pattern is written.
+    pub fn replace<const W: usize>(&mut self, layout: &Layout<W>, index: usize, rule: &TableRule<W>) {
+        if layout.precedence(self.entry(layout, index)) == rule.precedence {
+            let stride = layout.stride();
+            let body = Arc::make_mut(&mut self.body);
+            return layout.encode_tail(rule, &mut body[index * stride..][..stride]);
+        }
+        let mut words = self.entry(layout, index).to_vec();
+        layout.encode_tail(rule, &mut words);
+        let mut entries: Vec<EntryRef<'_>> = self.entries(layout).collect();
+        let old = entries.remove(index);
+        let new = EntryRef { words: &words, ..old };
+        let at = entries.partition_point(|entry| entry.rank(layout, &new) != Ordering::Greater);
+        entries.insert(at, new);
+        *self = Shard::of_sorted(layout, &entries, &mut Vec::with_capacity(self.body.len()));
+    }
+
     /// Where the rule with this pattern (as the layout encodes it), precedence and id stands.
     pub fn position<const W: usize>(
         &self,

@@ -98,6 +98,26 @@ impl<const W: usize> Table<W> {
         true
     }
 
+    /// Puts a rule in the place of the one with its pattern and id, and with this precedence: cheaper than a removal and
+    /// an insertion, since all others stay where they are. Whether it was there; otherwise nothing has changed.
+    pub fn replace(&mut self, precedence: u64, rule: TableRule<W>) -> bool {
+        let Some(root) = &mut self.root else { return false };
+        let mut words = Vec::new();
+        let padding = Id::encode(&rule.id, &mut words);
+        let Some(place) = root.place(&rule.pattern, precedence, Id { words: &words, padding }) else {
+            return false;
+        };
+        Arc::make_mut(root).replace(place, precedence, rule);
+        true
+    }
+
+    /// Fetches what a change of a rule with this pattern reads: to be called some changes ahead.
+    pub fn prefetch(&self, pattern: &Pattern<W>) {
+        if let Some(root) = &self.root {
+            root.prefetch(pattern);
+        }
+    }
+
     /// The number of rules.
     pub fn len(&self) -> usize {
         self.root.as_ref().map_or(0, |root| root.len())
@@ -168,21 +188,32 @@ mod tests {
         single.into_iter().map(|hit| hit.map(|hit| hit.slot)).collect()
     }
 
-    /// Inserts and removes the rules that the steps name, in turns, and compares the table after each with one that is
+    /// Inserts, replaces and removes the rules that the steps name, and compares the table after each with one that is
     /// compiled of the same rules; clones of every state must show that state to the end.
     fn change<const W: usize>(rules: &[TableRule<W>], steps: &[usize], keys: &[[u64; W]]) {
         let mut table = Table::default();
+        let mut rules = rules.to_vec();
         let (mut there, mut kept) = (vec![false; rules.len()], Vec::new());
         for step in steps {
             let at = step % rules.len();
-            let rule = &rules[at];
-            if there[at] {
+            let rule = &mut rules[at];
+            let change = step / 7 % 4;
+            if change > 1 {
+                let before = rule.precedence;
+                rule.slot += 1000;
+                if change == 3 {
+                    rule.precedence = (before & 0xffff) | ((*step as u64 >> 8) % 3) << 16;
+                }
+                assert_eq!(table.replace(before, rule.clone()), there[at]);
+                // It stays, or stays away.
+                there[at] ^= true;
+            } else if there[at] {
                 assert!(table.remove(&rule.pattern, rule.precedence, &rule.id));
                 assert!(!table.remove(&rule.pattern, rule.precedence, &rule.id));
             } else {
                 table.insert(rule.clone());
             }
-            there[at] = !there[at];
+            there[at] ^= true;
             let present = rules.iter().zip(&there).filter(|(_, there)| **there).map(|(rule, _)| rule.clone());
             let compiled = Table::compile(present);
             assert_eq!(table.len(), compiled.len());

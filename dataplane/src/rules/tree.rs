@@ -267,6 +267,15 @@ impl<const W: usize> Node<W> {
         removed
     }
 
+    /// Puts a rule in the place of the one at the end of a path, whose pattern, precedence and id it has.
+    pub fn replace(node: &mut Arc<Node<W>>, path: &[usize], stored: Arc<Stored<W>>) {
+        let Some((at, rest)) = path.split_first() else { return };
+        match &mut Arc::make_mut(node).below {
+            Below::Rules(rules) => rules[*at] = stored,
+            Below::Nodes(nodes) => Self::replace(&mut nodes[*at], rest, stored),
+        }
+    }
+
     /// Bytes on the heap, the node's own among them.
     pub fn memory_bytes(&self) -> usize {
         let own = ARC_BYTES

@@ -248,9 +248,19 @@ impl<const W: usize> Tuple<W> {
 
     /// Puts a shard in the place of another, copying what clones share.
     fn put(&mut self, index: usize, shard: Shard) {
+        self.change(index, |_, place| *place = shard);
+    }
+
+    /// Changes a shard, copying what clones share.
+    fn change(&mut self, index: usize, change: impl FnOnce(&Layout<W>, &mut Shard)) {
         let branch = &mut self.branches[index / (LEAF * BRANCH)];
         let leaf = &mut Arc::make_mut(&mut branch.leaves)[index / LEAF % BRANCH];
-        Arc::make_mut(&mut leaf.shards)[index % LEAF] = shard;
+        let shard = &mut Arc::make_mut(&mut leaf.shards)[index % LEAF];
+        let best = shard.best();
+        change(&self.layout, shard);
+        if shard.best() == best {
+            return;
+        }
         leaf.best = best_shard(&leaf.shards);
         branch.best = best_leaf(&branch.leaves);
         self.best = self.branches.iter().map(|branch| branch.best).max().unwrap_or(0);
@@ -358,6 +368,12 @@ impl<const W: usize> Tuple<W> {
         if self.rules + SHARD_RULES / 2 < (self.shards - 1) * SHARD_RULES || self.rules == 0 {
             self.shrink();
         }
+    }
+
+    /// Puts a rule in the place of the one at a [`Tuple::position`], whose pattern and id it has.
+    pub fn replace(&mut self, (shard, index): (usize, usize), rule: &TableRule<W>) {
+        self.prefetch_path(shard);
+        self.change(shard, |layout, shard| shard.replace(layout, index, rule));
     }
 
     /// Bytes on the heap.
