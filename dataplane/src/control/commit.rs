@@ -31,6 +31,8 @@ use std::time::Instant;
 
 /// Rules that are staged or written down while the book is locked: a fraction of a millisecond.
 const RULES_AT_ONCE: usize = 256;
+/// Rules of small requests that are looked for together.
+const RULES_FETCHED: usize = 64;
 /// Entries of the log that are looked at beyond twice what a change adds: a step of some hundred microseconds.
 const CLEANED_AT_LEAST: u64 = 1024;
 /// Steps whose remains are freed by a thread of their own: freeing more takes longer than a change should.
@@ -82,7 +84,14 @@ impl Host {
         let mut outcomes: Vec<Vec<Outcome>> = Vec::with_capacity(group.len());
         for (number, batch) in group.iter_mut().enumerate() {
             let mut answers = Vec::with_capacity(batch.requests.len());
+            let mut fetched = 0;
             for request in 0..batch.requests.len() {
+                let puts_end = batch.bounds(request).1.end;
+                if puts_end > fetched {
+                    let ahead = batch.puts[fetched..].iter().take(RULES_FETCHED);
+                    fetched = puts_end.max(fetched + ahead.len());
+                    self.book.lock().fetch(ahead.map(|offer| &*offer.rule.id));
+                }
                 if let Some(refusal) = batch.requests[request].refusal.take() {
                     answers.push(Err(Arc::new(refusal)));
                     continue;
@@ -145,8 +154,11 @@ impl Host {
             plan.steps.reserve(puts.len());
             plan.offers.reserve(puts.len());
         }
-        for chunk in chunks(puts, RULES_AT_ONCE) {
+        for chunk in chunks(puts.clone(), RULES_AT_ONCE) {
             let book = &mut *self.book.lock();
+            if chunk.start > puts.start {
+                book.fetch(batch.puts[chunk.clone()].iter().map(|offer| &*offer.rule.id));
+            }
             for index in chunk {
                 let offer = &batch.puts[index];
                 let references = check(&offer.rule, &book.names, &desk.routes)?;
@@ -401,6 +413,9 @@ fn replaces_own(book: &Book, plan: &Plan, from: usize, own: &mut Option<HashSet<
 
 /// The id of an encoded rule; empty where it is none.
 fn id_of(rule: &[u8]) -> Cow<'_, str> {
+    if let Some(id) = RuleView::first_id(rule) {
+        return id.into();
+    }
     match RuleView::decode(rule) {
         Some(view) => view.id.into(),
         None => v1::Rule::decode(rule).map(|rule| rule.id).unwrap_or_default().into(),

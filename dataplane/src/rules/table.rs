@@ -99,16 +99,19 @@ impl<const W: usize> Table<W> {
     }
 
     /// Puts a rule in the place of the one with its pattern and id, and with this precedence: cheaper than a removal and
-    /// an insertion, since all others stay where they are. Whether it was there; otherwise nothing has changed.
-    pub fn replace(&mut self, precedence: u64, rule: TableRule<W>) -> bool {
-        let Some(root) = &mut self.root else { return false };
+    /// an insertion, since all others stay where they are.
+    ///
+    /// # Errors
+    /// The rule, where there is none for it to replace; nothing has changed then.
+    pub fn replace(&mut self, precedence: u64, rule: TableRule<W>) -> Result<(), TableRule<W>> {
+        let Some(root) = &mut self.root else { return Err(rule) };
         let mut words = Vec::new();
         let padding = Id::encode(&rule.id, &mut words);
         let Some(place) = root.place(&rule.pattern, precedence, Id { words: &words, padding }) else {
-            return false;
+            return Err(rule);
         };
         Arc::make_mut(root).replace(place, precedence, rule);
-        true
+        Ok(())
     }
 
     /// Fetches what a change of a rule with this pattern reads: to be called some changes ahead.
@@ -204,7 +207,7 @@ mod tests {
                 if change == 3 {
                     rule.precedence = (before & 0xffff) | ((*step as u64 >> 8) % 3) << 16;
                 }
-                assert_eq!(table.replace(before, rule.clone()), there[at]);
+                assert_eq!(table.replace(before, rule.clone()).is_ok(), there[at]);
                 // It stays, or stays away.
                 there[at] ^= true;
             } else if there[at] {
