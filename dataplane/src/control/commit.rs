@@ -27,6 +27,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 /// Rules that are staged or written down while the book is locked: a fraction of a millisecond.
@@ -37,6 +38,8 @@ const RULES_FETCHED: usize = 64;
 const CLEANED_AT_LEAST: u64 = 1024;
 /// Steps whose remains are freed by a thread of their own: freeing more takes longer than a change should.
 const STEPS_FREED_AT_ONCE: usize = 4096;
+/// Steps after which freed memory goes back to the system: what fewer take will be taken again.
+const STEPS_GIVEN_BACK: usize = 1 << 16;
 
 /// What a group of requests does: the steps, where the rules that come are offered (batch and place in it), and what is
 /// written down.
@@ -220,16 +223,24 @@ impl Host {
             (writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), applied)
         });
         tracing::debug!("stored after {:?}", stored.1);
+        let Plan { steps, offers, change } = plan;
+        // What was offered is in the tables and in the state file, and is gone before anybody is told.
+        let freeing = free(steps.len(), (group, offers, change));
         if let Err(error) = stored.0 {
             desk.tables.revert(applied, &mut desk.tunnels);
-            self.book.lock().undo(&plan.steps);
+            self.book.lock().undo(&steps);
             return Err(error.into());
         }
         self.move_rules(&moves);
         let before = desk.snapshot.clone();
-        let passed = self.put_in_force(desk, &plan.steps, &applied);
+        let passed = self.put_in_force(desk, &steps, &applied);
         tracing::debug!("in force after {:?}", begun.elapsed());
-        free_later(plan.steps.len(), (plan, group, applied, before));
+        if steps.len() >= STEPS_GIVEN_BACK {
+            // A thread that frees has nothing to say.
+            let _ = freeing.map(JoinHandle::join);
+        }
+        tracing::debug!("offers freed after {:?}", begun.elapsed());
+        free(steps.len(), (steps, applied, before));
         passed
     }
 
@@ -428,13 +439,15 @@ fn chunks(range: std::ops::Range<usize>, size: usize) -> impl Iterator<Item = st
 }
 
 /// Frees what a change leaves behind: at once where that is quick, else by a thread of its own.
-fn free_later(steps: usize, remains: impl Send + 'static) {
-    if steps >= STEPS_FREED_AT_ONCE {
-        let free = move || {
-            drop(remains);
+fn free(steps: usize, remains: impl Send + 'static) -> Option<JoinHandle<()>> {
+    let free = move || {
+        drop(remains);
+        if steps >= STEPS_GIVEN_BACK {
             give_memory_back();
-        };
-        // Where there is no thread to be had, they are freed here.
-        let _ = std::thread::Builder::new().name("freeing".into()).spawn(free);
-    }
+        }
+    };
+    // Where there is no thread to be had, they are freed here.
+    (steps >= STEPS_FREED_AT_ONCE)
+        .then_some(free)
+        .and_then(|free| std::thread::Builder::new().name("freeing".into()).spawn(free).ok())
 }

@@ -6,13 +6,13 @@
 //! for an IPv4 five-tuple.
 
 use super::names::NameId;
+use super::rule_id::RuleId;
 use super::segment::Place;
 use crate::rules::key::KEY_WORDS;
 use crate::rules::pattern::{INGRESS_WORDS, Pattern};
 use forebay_pipeline::prefetch::prefetch;
 use hashbrown::HashMap;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 
 /// No slot.
 pub const NONE: u32 = u32::MAX;
@@ -121,7 +121,7 @@ pub enum Target {
 /// One rule.
 pub struct Record {
     /// The user's name for it.
-    pub id: Arc<str>,
+    pub id: RuleId,
     /// A keyed hash of the rule.
     pub fingerprint: u64,
     /// Where the rule stands in the state file.
@@ -153,7 +153,7 @@ enum Value {
 impl Record {
     /// A rule that is coming, with its pattern.
     pub fn new<const W: usize>(
-        id: Arc<str>,
+        id: RuleId,
         fingerprint: u64,
         priority: u32,
         (number, shape): (u32, &Shape),

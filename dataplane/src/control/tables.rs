@@ -220,12 +220,12 @@ impl Tables {
             Owner::Egress(port) => {
                 let table = self.egress_mut(port);
                 applied.touch(port, table);
-                table.remove(&record.pattern(shape), precedence, &record.id);
+                table.remove(&record.pattern(shape), precedence, record.id.text());
             }
             Owner::Ingress(uplink) => {
                 let pattern = record.pattern(shape);
                 applied.ingress.get_or_insert_with(|| self.ingress.clone());
-                self.ingress.remove(&pattern, precedence, &record.id);
+                self.ingress.remove(&pattern, precedence, record.id.text());
                 self.note_scope(false, &pattern, uplink, applied);
                 applied.scopes.push((false, pattern, uplink));
             }
