@@ -5,7 +5,7 @@
 //! in few tuples, and what fits nowhere stays in the tree. Invariant: no bucket has more than [`BUCKET`] rules, and there
 //! are at most [`MOST_TUPLES`] tuples: no table is slow because of what its rules look like.
 
-use super::entry::{Hit, Id, PackedKey};
+use super::entry::{Hit, Id};
 use super::ladder::{Class, STEPS, ladder};
 use super::packing::hash;
 use super::pattern::Pattern;
@@ -141,22 +141,24 @@ impl<const W: usize> Root<W> {
     pub fn lookup(&self, key: &[u64; W]) -> Option<Hit> {
         let mut best = Best::NONE;
         for tuples in self.tuples.chunks(AHEAD) {
-            let mut seen: [Option<(PackedKey<W>, &Shard)>; AHEAD] = [None; AHEAD];
+            let mut seen: [Option<(u64, &Shard)>; AHEAD] = [None; AHEAD];
             for (tuple, seen) in tuples.iter().zip(&mut seen) {
                 if !best.is_open_to(tuple.best()) {
                     break;
                 }
-                let key = tuple.key(key);
-                let shard = tuple.shard_of(key.hash);
+                let hash = tuple.hash(key);
+                let shard = tuple.shard_of(hash);
                 prefetch(shard);
-                *seen = Some((key, shard));
+                *seen = Some((hash, shard));
             }
             for (tuple, seen) in tuples.iter().zip(&seen) {
-                let Some((key, shard)) = seen else { break };
+                let Some((hash, shard)) = *seen else { break };
                 if !best.is_open_to(tuple.best()) {
                     break;
                 }
-                if let Some(found) = tuple.find(shard, key) {
+                if shard.likely_has(hash)
+                    && let Some(found) = tuple.find(shard, &tuple.key(key, hash))
+                {
                     best.take(found.precedence(), Leader::Tuple(found));
                 }
             }
@@ -183,7 +185,7 @@ impl<const W: usize> Root<W> {
             let mut open = 0;
             for (index, (key, best)) in keys.iter().zip(&best).enumerate() {
                 if best.is_open_to(tuple.best()) {
-                    let PackedKey { hash, .. } = tuple.key(key);
+                    let hash = tuple.hash(key);
                     let shard = tuple.shard_of(hash);
                     prefetch(shard);
                     seen[open] = (Some(shard), hash, index as u8);
@@ -197,14 +199,15 @@ impl<const W: usize> Root<W> {
             let mut likely = 0;
             for at in 0..open {
                 let probe = seen[at];
-                if probe.0.is_some_and(|shard| tuple.prefetch_entry(shard, probe.1)) {
+                if probe.0.is_some_and(|shard| tuple.prefetch_entries(shard, probe.1)) {
                     seen[likely] = probe;
                     likely += 1;
                 }
             }
-            for (shard, _, index) in &seen[..likely] {
+            for (shard, hash, index) in &seen[..likely] {
                 let index = usize::from(*index);
-                if let Some(found) = shard.and_then(|shard| tuple.find(shard, &tuple.key(&keys[index]))) {
+                let key = tuple.key(&keys[index], *hash);
+                if let Some(found) = shard.and_then(|shard| tuple.find(shard, &key)) {
                     best[index].take(found.precedence(), Leader::Tuple(found));
                 }
             }

@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// Entries that have a tag; those behind them are compared without. Four words: the line has no room for more.
 const TAGGED: usize = 32;
 
+/// Words of a cache line.
+const LINE_WORDS: usize = 8;
+
 /// One shard.
 #[derive(Clone, Default)]
 #[repr(align(64))]
@@ -132,17 +135,29 @@ impl Shard {
         })
     }
 
-    /// The first entry that may match by its tag; `None` if there is none.
+    /// Some entry may match by its tag.
     #[inline(always)]
-    pub fn likely<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> Option<&u64> {
+    pub fn likely_has(&self, hash: u64) -> bool {
         let pattern = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
+        self.len() > TAGGED || self.tags.iter().fold(0, |any, tags| any | zero_bytes(tags ^ pattern)) != 0
+    }
+
+    /// Fetches entries that may match by their tags; whether there are some.
+    #[inline(always)]
+    pub fn prefetch_likely<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> bool {
+        let pattern = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
+        let (stride, start) = (layout.stride(), self.body.as_ptr());
+        let mut likely = self.len() > TAGGED;
         for (group, tags) in self.tags.iter().enumerate() {
             let equal = zero_bytes(tags ^ pattern);
             if equal != 0 {
-                return self.body.get((group * 8 + equal.trailing_zeros() as usize / 8) * layout.stride());
+                let index = group * 8 + equal.trailing_zeros() as usize / 8;
+                prefetch_address(start.wrapping_add(index * stride));
+                prefetch_address(start.wrapping_add(index * stride + LINE_WORDS));
+                likely = true;
             }
         }
-        if self.len() > TAGGED { self.body.get(TAGGED * layout.stride()) } else { None }
+        likely
     }
 
     /// The best entry that matches.

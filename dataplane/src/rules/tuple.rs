@@ -190,8 +190,14 @@ impl<const W: usize> Tuple<W> {
 
     /// The key as this tuple sees it.
     #[inline(always)]
-    pub fn key(&self, key: &[u64; W]) -> PackedKey<W> {
-        self.layout.key(key)
+    pub fn key(&self, key: &[u64; W], hash: u64) -> PackedKey<W> {
+        self.layout.key(key, hash)
+    }
+
+    /// The key's hash.
+    #[inline(always)]
+    pub fn hash(&self, key: &[u64; W]) -> u64 {
+        self.layout.hash_of_key(key)
     }
 
     /// The shard of a key's hash; there is none in an empty tuple.
@@ -200,14 +206,10 @@ impl<const W: usize> Tuple<W> {
         self.shard(shard_of(hash, self.shards))
     }
 
-    /// Whether [`Tuple::find`] may find something; what it will read first is fetched.
+    /// Whether [`Tuple::find`] may find something; what it will read is fetched.
     #[inline(always)]
-    pub fn prefetch_entry(&self, shard: &Shard, hash: u64) -> bool {
-        let entry = shard.likely(&self.layout, hash);
-        entry.is_some_and(|entry| {
-            prefetch(entry);
-            true
-        })
+    pub fn prefetch_entries(&self, shard: &Shard, hash: u64) -> bool {
+        shard.prefetch_likely(&self.layout, hash)
     }
 
     /// The best rule of a shard for a key.
@@ -351,7 +353,9 @@ impl<const W: usize> Tuple<W> {
         }
         let hash = self.layout.hash_of_rule(pattern);
         let shard = shard_of(hash, self.shards);
-        self.shard(shard).likely(&self.layout, hash)?;
+        if !self.shard(shard).likely_has(hash) {
+            return None;
+        }
         let mut words = Vec::with_capacity(self.layout.stride());
         self.layout.encode_pattern(pattern, &mut words);
         let index = self.shard(shard).position(&self.layout, &words, precedence, id)?;
