@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Rules that are fetched ahead while they are replaced: the reads of each take as long as replacing some.
-const STEPS_AHEAD: usize = 6;
+const STEPS_AHEAD: usize = 8;
 /// Steps that are carried out while the book is locked: a fraction of a millisecond.
 const STEPS_AT_ONCE: usize = 256;
 
@@ -199,13 +199,18 @@ impl Tables {
 
     /// Puts egress rules in the place of those with their pattern and id, and with these precedences.
     fn succeed(&mut self, rules: Vec<(NameId, u64, TableRule<KEY_WORDS>)>, applied: &mut Applied) {
-        let fetch = |tables: &Tables, (port, _, rule): &(NameId, u64, TableRule<KEY_WORDS>)| {
-            tables.egress.get(port.0 as usize).inspect(|table| table.prefetch(&rule.pattern));
+        let fetch = |tables: &Tables, rule: Option<&(NameId, u64, TableRule<KEY_WORDS>)>, closer| {
+            if let Some((port, _, rule)) = rule
+                && let Some(table) = tables.egress.get(port.0 as usize)
+            {
+                table.prefetch(&rule.pattern, closer);
+            }
         };
-        rules.iter().take(STEPS_AHEAD).for_each(|rule| fetch(self, rule));
+        rules.iter().take(STEPS_AHEAD).for_each(|rule| fetch(self, Some(rule), false));
         let mut rules = rules.into_iter();
         while let Some((port, before, rule)) = rules.next() {
-            rules.as_slice().get(STEPS_AHEAD - 1).inspect(|rule| fetch(self, rule));
+            fetch(self, rules.as_slice().get(STEPS_AHEAD - 1), false);
+            fetch(self, rules.as_slice().get(STEPS_AHEAD / 2 - 1), true);
             let table = self.egress_mut(port);
             applied.touch(port, table);
             if let Err(rule) = table.replace(before, rule) {

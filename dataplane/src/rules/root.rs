@@ -409,10 +409,16 @@ impl<const W: usize> Root<W> {
         }
     }
 
-    /// Fetches what a change of a rule with this pattern reads.
+    /// Fetches the shards where a rule with this pattern may stand.
     pub fn prefetch(&self, pattern: &Pattern<W>) {
         let fitting = self.tuples.iter().filter(|tuple| tuple.fits(pattern));
         fitting.for_each(|tuple| tuple.prefetch_shard(pattern));
+    }
+
+    /// Fetches what stands in those shards of such a rule.
+    pub fn prefetch_bodies(&self, pattern: &Pattern<W>) {
+        let fitting = self.tuples.iter().filter(|tuple| tuple.fits(pattern));
+        fitting.for_each(|tuple| tuple.prefetch_body(pattern));
     }
 
     fn rank(&mut self) {

@@ -183,14 +183,16 @@ impl Shard {
         self.entry(layout, index)
     }
 
+    /// The entries that may have this hash.
+    fn tagged(&self, hash: u64) -> impl Iterator<Item = usize> {
+        let tag_of = |index: usize| (self.tags[index / 8] >> (index % 8 * 8)) as u8;
+        (0..self.len()).filter(move |index| *index >= TAGGED || tag_of(*index) == tag(hash))
+    }
+
     /// The number of entries with this hash.
     pub fn bucket_len<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> usize {
-        let tag = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
-        let alike = self.tags.iter().map(|tags| zero_bytes(tags ^ tag).count_ones()).sum::<u32>();
-        if alike == 0 && self.len() <= TAGGED {
-            return 0;
-        }
-        (0..self.len()).filter(|index| layout.hash_of_entry(self.entry(layout, *index)) == hash).count()
+        let has_hash = |index: &usize| layout.hash_of_entry(self.entry(layout, *index)) == hash;
+        self.tagged(hash).filter(has_hash).count()
     }
 
     /// The shard with one rule more.
@@ -235,15 +237,15 @@ impl Shard {
         *self = Shard::of_sorted(layout, &entries, &mut Vec::with_capacity(self.body.len()));
     }
 
-    /// Where the rule with this pattern (as the layout encodes it), precedence and id stands.
+    /// Where the rule with this pattern (hashed, and as the layout encodes it), precedence and id stands.
     pub fn position<const W: usize>(
         &self,
         layout: &Layout<W>,
-        pattern: &[u64],
+        (hash, pattern): (u64, &[u64]),
         precedence: u64,
         id: Id<'_>,
     ) -> Option<usize> {
-        (0..self.len()).find(|index| {
+        self.tagged(hash).find(|index| {
             let entry = self.entry(layout, *index);
             layout.precedence(entry) == precedence
                 && layout.is_pattern(entry, pattern)

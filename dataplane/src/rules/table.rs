@@ -114,10 +114,13 @@ impl<const W: usize> Table<W> {
         Ok(())
     }
 
-    /// Fetches what a change of a rule with this pattern reads: to be called some changes ahead.
-    pub fn prefetch(&self, pattern: &Pattern<W>) {
-        if let Some(root) = &self.root {
-            root.prefetch(pattern);
+    /// Fetches what a replacement of a rule with this pattern reads: to be called twice, some replacements ahead and then
+    /// `closer`.
+    pub fn prefetch(&self, pattern: &Pattern<W>, closer: bool) {
+        match &self.root {
+            Some(root) if closer => root.prefetch_bodies(pattern),
+            Some(root) => root.prefetch(pattern),
+            None => {}
         }
     }
 

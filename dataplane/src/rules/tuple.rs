@@ -235,6 +235,17 @@ impl<const W: usize> Tuple<W> {
         }
     }
 
+    /// Fetches what a replacement of a rule with this pattern reads in its shard.
+    pub fn prefetch_body(&self, pattern: &Pattern<W>) {
+        if self.shards > 0 {
+            let hash = self.layout.hash_of_rule(pattern);
+            let shard = self.shard_of(hash);
+            if shard.prefetch_likely(&self.layout, hash) {
+                shard.prefetch_counts();
+            }
+        }
+    }
+
     fn prefetch_path(&self, index: usize) {
         let branch = &self.branches[index / (LEAF * BRANCH)];
         let leaf = &branch.leaves[index / LEAF % BRANCH];
@@ -358,7 +369,7 @@ impl<const W: usize> Tuple<W> {
         }
         let mut words = Vec::with_capacity(self.layout.stride());
         self.layout.encode_pattern(pattern, &mut words);
-        let index = self.shard(shard).position(&self.layout, &words, precedence, id)?;
+        let index = self.shard(shard).position(&self.layout, (hash, &words), precedence, id)?;
         Some((shard, index))
     }
 
