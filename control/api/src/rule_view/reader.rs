@@ -95,8 +95,7 @@ fn once<T>(place: &mut Option<T>, value: T) -> Option<()> {
 }
 
 impl<'a> RuleView<'a> {
-    /// The id of an encoded rule that begins with it, and does not say it twice: as [`RuleView::encode`] writes them, whose
-    /// fields rise. `None` where another reading is needed.
+    /// The id of an encoded rule that begins with it, as [`RuleView::encode`] writes rules; `None` otherwise.
     pub fn first_id(bytes: &'a [u8]) -> Option<&'a str> {
         let mut reader = Reader(bytes);
         let (number, value) = reader.field()?;
