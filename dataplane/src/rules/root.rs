@@ -5,15 +5,16 @@
 //! in few tuples, and what fits nowhere stays in the tree. Invariant: no bucket has more than [`BUCKET`] rules, and there
 //! are at most [`MOST_TUPLES`] tuples: no table is slow because of what its rules look like.
 
+use super::best::{Best, Leader};
 use super::entry::{Hit, Id};
 use super::ladder::{Class, STEPS, ladder};
 use super::packing::hash;
 use super::pattern::Pattern;
 use super::shard::Shard;
 use super::table::{ARC_BYTES, TableRule};
-use super::tree::{Node, Rank, Stored, Target, Winner};
+use super::tree::{Node, Stored, Target, Winner};
 use super::tree_build::build;
-use super::tuple::{Found, Tuple, is_ranged};
+use super::tuple::{Tuple, is_ranged};
 use forebay_pipeline::prefetch::prefetch;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -53,76 +54,6 @@ pub enum Place {
     Tuple(usize, (usize, usize)),
     /// In the tree: the children on the way.
     Tree(Vec<usize>),
-}
-
-#[derive(Clone, Copy)]
-enum Leader<'a, const W: usize> {
-    None,
-    Tuple(Found<'a, W>),
-    Tree(&'a Stored<W>),
-}
-
-/// The best rule so far for one key.
-#[derive(Clone, Copy)]
-struct Best<'a, const W: usize> {
-    precedence: u64,
-    leader: Leader<'a, W>,
-}
-
-impl<'a, const W: usize> Best<'a, W> {
-    const NONE: Best<'a, W> = Best { precedence: 0, leader: Leader::None };
-
-    fn id(&self) -> Option<Id<'a>> {
-        match &self.leader {
-            Leader::None => None,
-            Leader::Tuple(found) => Some(found.id()),
-            Leader::Tree(stored) => Some(stored.id()),
-        }
-    }
-
-    /// A rule of this precedence could still win.
-    #[inline(always)]
-    fn is_open_to(&self, precedence: u64) -> bool {
-        matches!(self.leader, Leader::None) || precedence >= self.precedence
-    }
-
-    #[inline(always)]
-    fn take(&mut self, precedence: u64, leader: Leader<'a, W>) {
-        if !self.is_open_to(precedence) {
-            return;
-        }
-        let new = Best { precedence, leader };
-        let wins = precedence > self.precedence || self.id().is_none_or(|id| new.id() < Some(id));
-        if wins {
-            *self = new;
-        }
-    }
-
-    #[inline(always)]
-    fn hit(&self) -> Option<Hit> {
-        match &self.leader {
-            Leader::None => None,
-            Leader::Tuple(found) => Some(found.hit()),
-            Leader::Tree(Stored { rule: TableRule { slot, action, names_layer2, .. }, .. }) => {
-                Some(Hit { slot: *slot, action: *action, names_layer2: *names_layer2 })
-            }
-        }
-    }
-}
-
-impl<'a, const W: usize> Winner<'a, W> for Best<'a, W> {
-    #[inline(always)]
-    fn may_lose_to(&self, rank: &Rank) -> bool {
-        match (matches!(self.leader, Leader::None), rank.precedence == self.precedence) {
-            (false, true) => self.id().is_none_or(|id| rank.head <= id.head()),
-            (none, _) => none || rank.precedence > self.precedence,
-        }
-    }
-
-    #[inline(always)]
-    fn offer(&mut self, stored: &'a Stored<W>) {
-        self.take(stored.rule.precedence, Leader::Tree(stored));
-    }
 }
 
 impl<const W: usize> Root<W> {

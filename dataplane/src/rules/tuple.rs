@@ -11,6 +11,7 @@ use super::ladder::Class;
 use super::pattern::Pattern;
 use super::shard::{EntryRef, Shard};
 use super::table::{ARC_BYTES, TableRule};
+use super::tuple_build::{Encoded, by_shard};
 use forebay_pipeline::prefetch::{prefetch, prefetch_address};
 use std::sync::Arc;
 
@@ -87,7 +88,7 @@ pub fn is_ranged<const W: usize>(pattern: &Pattern<W>) -> bool {
 
 /// The shard of a hash among so many.
 #[inline(always)]
-fn shard_of(hash: u64, shards: usize) -> usize {
+pub fn shard_of(hash: u64, shards: usize) -> usize {
     let mask = shards.next_power_of_two() - 1;
     let index = hash as usize & mask;
     if index < shards { index } else { index & (mask >> 1) }
@@ -411,50 +412,4 @@ fn best_shard(shards: &[Shard]) -> u64 {
 
 fn best_leaf(leaves: &[Leaf]) -> u64 {
     leaves.iter().map(|leaf| leaf.best).max().unwrap_or(0)
-}
-
-/// Rules as entries, one behind the other, in the order in which they came.
-struct Encoded {
-    words: Vec<u64>,
-    stride: usize,
-    ids: Vec<u64>,
-    /// Where each id ends, and its padding.
-    ends: Vec<(u32, u32)>,
-    hashes: Vec<u64>,
-}
-
-impl Encoded {
-    fn new<const W: usize>(layout: &Layout<W>, rules: &[(&TableRule<W>, u64)]) -> Encoded {
-        let stride = layout.stride();
-        let (mut words, mut ids) =
-            (Vec::with_capacity(rules.len() * stride), Vec::with_capacity(rules.len() * 2));
-        let mut ends = Vec::with_capacity(rules.len() + 1);
-        ends.push((0, 0));
-        for (rule, _) in rules {
-            layout.encode(rule, &mut words);
-            let padding = Id::encode(&rule.id, &mut ids);
-            ends.push((ids.len() as u32, padding));
-        }
-        Encoded { words, stride, ids, ends, hashes: rules.iter().map(|(_, hash)| *hash).collect() }
-    }
-
-    fn entry(&self, index: usize) -> EntryRef<'_> {
-        let (start, (end, padding)) = (self.ends[index].0, self.ends[index + 1]);
-        let id = Id { words: &self.ids[start as usize..end as usize], padding };
-        EntryRef { words: &self.words[index * self.stride..][..self.stride], id, hash: self.hashes[index] }
-    }
-}
-
-/// A counting sort: where the rules of each shard start in the order, and the order.
-fn by_shard<const W: usize>(rules: &[(&TableRule<W>, u64)], shards: usize) -> (Vec<u32>, Vec<u32>) {
-    let mut starts = vec![0u32; shards + 1];
-    rules.iter().for_each(|(_, hash)| starts[shard_of(*hash, shards) + 1] += 1);
-    (0..shards).for_each(|shard| starts[shard + 1] += starts[shard]);
-    let (mut next, mut order) = (starts.clone(), vec![0u32; rules.len()]);
-    for (index, (_, hash)) in rules.iter().enumerate() {
-        let at = &mut next[shard_of(*hash, shards)];
-        order[*at as usize] = index as u32;
-        *at += 1;
-    }
-    (starts, order)
 }
