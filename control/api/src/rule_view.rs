@@ -281,6 +281,7 @@ mod tests {
             let view = RuleView::of(&rule);
             prop_assert_eq!(RuleView::decode(&bytes), Some(view));
             prop_assert!(view.is_canonical());
+            prop_assert_eq!(RuleView::first_id(&bytes), Some(view.id));
             let mut out = Vec::new();
             view.encode(&mut out);
             prop_assert_eq!(out, bytes);

@@ -27,14 +27,19 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 /// Rules that are staged or written down while the book is locked: a fraction of a millisecond.
 const RULES_AT_ONCE: usize = 256;
+/// Rules of small requests that are looked for together.
+const RULES_FETCHED: usize = 64;
 /// Entries of the log that are looked at beyond twice what a change adds: a step of some hundred microseconds.
 const CLEANED_AT_LEAST: u64 = 1024;
 /// Steps whose remains are freed by a thread of their own: freeing more takes longer than a change should.
 const STEPS_FREED_AT_ONCE: usize = 4096;
+/// Steps after which freed memory goes back to the system: what fewer take will be taken again.
+const STEPS_GIVEN_BACK: usize = 1 << 16;
 
 /// What a group of requests does: the steps, where the rules that come are offered (batch and place in it), and what is
 /// written down.
@@ -82,7 +87,14 @@ impl Host {
         let mut outcomes: Vec<Vec<Outcome>> = Vec::with_capacity(group.len());
         for (number, batch) in group.iter_mut().enumerate() {
             let mut answers = Vec::with_capacity(batch.requests.len());
+            let mut fetched = 0;
             for request in 0..batch.requests.len() {
+                let puts_end = batch.bounds(request).1.end;
+                if puts_end > fetched {
+                    let ahead = batch.puts[fetched..].iter().take(RULES_FETCHED);
+                    fetched = puts_end.max(fetched + ahead.len());
+                    self.book.lock().fetch(ahead.map(|offer| &*offer.rule.id));
+                }
                 if let Some(refusal) = batch.requests[request].refusal.take() {
                     answers.push(Err(Arc::new(refusal)));
                     continue;
@@ -145,8 +157,11 @@ impl Host {
             plan.steps.reserve(puts.len());
             plan.offers.reserve(puts.len());
         }
-        for chunk in chunks(puts, RULES_AT_ONCE) {
+        for chunk in chunks(puts.clone(), RULES_AT_ONCE) {
             let book = &mut *self.book.lock();
+            if chunk.start > puts.start {
+                book.fetch(batch.puts[chunk.clone()].iter().map(|offer| &*offer.rule.id));
+            }
             for index in chunk {
                 let offer = &batch.puts[index];
                 let references = check(&offer.rule, &book.names, &desk.routes)?;
@@ -208,16 +223,24 @@ impl Host {
             (writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), applied)
         });
         tracing::debug!("stored after {:?}", stored.1);
+        let Plan { steps, offers, change } = plan;
+        // What was offered is in the tables and in the state file, and is gone before anybody is told.
+        let freeing = free(steps.len(), (group, offers, change));
         if let Err(error) = stored.0 {
             desk.tables.revert(applied, &mut desk.tunnels);
-            self.book.lock().undo(&plan.steps);
+            self.book.lock().undo(&steps);
             return Err(error.into());
         }
         self.move_rules(&moves);
         let before = desk.snapshot.clone();
-        let passed = self.put_in_force(desk, &plan.steps, &applied);
+        let passed = self.put_in_force(desk, &steps, &applied);
         tracing::debug!("in force after {:?}", begun.elapsed());
-        free_later(plan.steps.len(), (plan, group, applied, before));
+        if steps.len() >= STEPS_GIVEN_BACK {
+            // A thread that frees has nothing to say.
+            let _ = freeing.map(JoinHandle::join);
+        }
+        tracing::debug!("offers freed after {:?}", begun.elapsed());
+        free(steps.len(), (steps, applied, before));
         passed
     }
 
@@ -401,6 +424,9 @@ fn replaces_own(book: &Book, plan: &Plan, from: usize, own: &mut Option<HashSet<
 
 /// The id of an encoded rule; empty where it is none.
 fn id_of(rule: &[u8]) -> Cow<'_, str> {
+    if let Some(id) = RuleView::first_id(rule) {
+        return id.into();
+    }
     match RuleView::decode(rule) {
         Some(view) => view.id.into(),
         None => v1::Rule::decode(rule).map(|rule| rule.id).unwrap_or_default().into(),
@@ -413,13 +439,15 @@ fn chunks(range: std::ops::Range<usize>, size: usize) -> impl Iterator<Item = st
 }
 
 /// Frees what a change leaves behind: at once where that is quick, else by a thread of its own.
-fn free_later(steps: usize, remains: impl Send + 'static) {
-    if steps >= STEPS_FREED_AT_ONCE {
-        let free = move || {
-            drop(remains);
+fn free(steps: usize, remains: impl Send + 'static) -> Option<JoinHandle<()>> {
+    let free = move || {
+        drop(remains);
+        if steps >= STEPS_GIVEN_BACK {
             give_memory_back();
-        };
-        // Where there is no thread to be had, they are freed here.
-        let _ = std::thread::Builder::new().name("freeing".into()).spawn(free);
-    }
+        }
+    };
+    // Where there is no thread to be had, they are freed here.
+    (steps >= STEPS_FREED_AT_ONCE)
+        .then_some(free)
+        .and_then(|free| std::thread::Builder::new().name("freeing".into()).spawn(free).ok())
 }

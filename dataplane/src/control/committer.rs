@@ -5,6 +5,7 @@
 
 use super::host::Host;
 use super::request::{Batch, Outcome};
+use forebay_pipeline::memory::give_memory_back;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
@@ -12,6 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 const QUEUE_BATCHES: usize = 64;
 /// Changes after which a group is closed: the rest waits for the next group, and so the first get their answers.
 const GROUP_CHANGES: usize = 1 << 14;
+/// Changes after which freed memory goes back to the system as soon as nothing waits: some ten MiB.
+const CHANGES_GIVEN_BACK: usize = 1 << 15;
 
 struct Job {
     batch: Batch,
@@ -52,6 +55,7 @@ impl Committer {
 }
 
 fn run(host: &Host, mut waiting: mpsc::Receiver<Job>) {
+    let mut since = 0;
     while let Some(first) = waiting.blocking_recv() {
         let (mut batches, mut answers, mut changes) = (Vec::new(), Vec::new(), 0);
         let mut next = Some(first);
@@ -65,6 +69,7 @@ fn run(host: &Host, mut waiting: mpsc::Receiver<Job>) {
             // A client that has gone away does not want to know.
             let _ = answer.send(outcomes);
         }
+        since += changes;
         while waiting.is_empty() {
             match host.clean_log() {
                 Ok(true) => {}
@@ -74,6 +79,10 @@ fn run(host: &Host, mut waiting: mpsc::Receiver<Job>) {
                     break;
                 }
             }
+        }
+        if since >= CHANGES_GIVEN_BACK && waiting.is_empty() {
+            give_memory_back();
+            since = 0;
         }
     }
 }

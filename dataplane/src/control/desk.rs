@@ -327,6 +327,48 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_that_acts_otherwise_takes_its_place() {
+        let mut room = Room::new();
+        let same = |id: &str, priority: u32, vni: u32| {
+            rule(&format!(
+                r#"{{"id":"{id}","port":"a","priority":{priority},"match":{{"dst":"10.0.0.0/8"}},"action":{{"forward":{{"tunnel":"vxlan","vni":{vni},"remote":"192.0.0.9"}}}}}}"#
+            ))
+        };
+        let mut key = Key::ethernet(1, 2, 0x0800, 0);
+        key.set_ipv4(1, 0x0a00_0101, 6, 0);
+        let found = |room: &Room| {
+            let slot =
+                room.desk.tables.egress(room.book.lock().names.number("a")).lookup(&key.0).unwrap().slot;
+            room.book.lock().records.get(slot).unwrap().id.text().to_owned()
+        };
+        let knows = |room: &Room, rule: &Rule| match &rule.action {
+            crate::rules::rule::RuleAction::Forward(forward) => room.desk.tunnels.knows(&forward.into()),
+            _ => panic!("not forward"),
+        };
+        room.change(&[same("1", 2, 7), same("2", 1, 8)], &[]);
+        assert_eq!((found(&room), room.rules_of(1)), ("1".into(), 2));
+        room.change(&[same("1", 2, 9)], &[]);
+        assert_eq!((found(&room), room.rules_of(1)), ("1".into(), 2));
+        assert!(knows(&room, &same("1", 2, 9)) && !knows(&room, &same("1", 2, 7)));
+        // Two times in one change, and by rank alone.
+        room.change(&[same("2", 5, 8), same("2", 3, 8)], &[]);
+        assert_eq!((found(&room), room.rules_of(1)), ("2".into(), 2));
+        room.change(&[same("2", 0, 8)], &[]);
+        assert_eq!((found(&room), room.rules_of(1)), ("1".into(), 2));
+        // And not where it is not stored.
+        let puts = [same("2", 9, 6)];
+        let (steps, rules) = room.stage(&puts, &[]);
+        let rule_of = |index: usize| rules[index].map(|rule| &puts[rule]);
+        let Desk { tables, tunnels, routes, .. } = &mut room.desk;
+        let applied = tables.apply(&steps, rule_of, &room.book, tunnels, routes);
+        tables.revert(applied, tunnels);
+        room.book.lock().undo(&steps);
+        assert_eq!((found(&room), knows(&room, &puts[0])), ("1".into(), false));
+        room.change(&[], &["1", "2"]);
+        assert_eq!(room.rules_of(1), 0);
+    }
+
+    #[test]
     fn a_change_that_is_not_stored_leaves_the_tables_as_they_were() {
         let mut room = Room::new();
         room.change(&[forward("1", "a", 1), ingress("2", 7, "192.0.0.7")], &[]);

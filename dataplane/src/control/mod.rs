@@ -22,6 +22,7 @@ pub mod resolver;
 pub mod routes;
 pub mod rule_check;
 pub mod rule_error;
+mod rule_id;
 pub mod segment;
 pub mod server;
 mod server_rules;

@@ -6,12 +6,13 @@
 //! for an IPv4 five-tuple.
 
 use super::names::NameId;
+use super::rule_id::RuleId;
 use super::segment::Place;
 use crate::rules::key::KEY_WORDS;
 use crate::rules::pattern::{INGRESS_WORDS, Pattern};
+use forebay_pipeline::prefetch::prefetch;
 use hashbrown::HashMap;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 
 /// No slot.
 pub const NONE: u32 = u32::MAX;
@@ -120,7 +121,7 @@ pub enum Target {
 /// One rule.
 pub struct Record {
     /// The user's name for it.
-    pub id: Arc<str>,
+    pub id: RuleId,
     /// A keyed hash of the rule.
     pub fingerprint: u64,
     /// Where the rule stands in the state file.
@@ -152,7 +153,7 @@ enum Value {
 impl Record {
     /// A rule that is coming, with its pattern.
     pub fn new<const W: usize>(
-        id: Arc<str>,
+        id: RuleId,
         fingerprint: u64,
         priority: u32,
         (number, shape): (u32, &Shape),
@@ -196,11 +197,15 @@ impl Record {
 
     /// The rule's pattern, as it was given.
     pub fn pattern<const W: usize>(&self, shape: &Shape) -> Pattern<W> {
-        let bytes = match &self.value {
+        unpack(self.value(), shape)
+    }
+
+    /// The bytes of the pattern that its shape does not tell.
+    pub fn value(&self) -> &[u8] {
+        match &self.value {
             Value::Inline(length, bytes) => &bytes[..usize::from(*length)],
             Value::Heap(bytes) => bytes,
-        };
-        unpack(bytes, shape)
+        }
     }
 }
 
@@ -307,6 +312,12 @@ impl Records {
     /// Gives slots to records to come.
     pub fn reuse(&mut self, slots: &[u32]) {
         self.free.extend_from_slice(slots);
+    }
+
+    /// Fetches the record of a slot.
+    pub fn prefetch(&self, slot: u32) {
+        let (chunk, place) = place_of(slot);
+        self.chunks.get(chunk).and_then(|chunk| chunk.get(place)).inspect(|record| prefetch(*record));
     }
 
     /// The record of a slot.

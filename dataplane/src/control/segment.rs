@@ -148,7 +148,9 @@ impl Rows {
         // Key and length take five bytes at most.
         let full = self.rows.last().is_none_or(|row| row.len() + bytes.len() + 5 > ROW_BYTES);
         if full {
-            self.rows.push(Vec::new());
+            // A second row will be full in the end.
+            let bytes = if self.rows.is_empty() { 0 } else { ROW_BYTES };
+            self.rows.push(Vec::with_capacity(bytes));
         }
         let number = self.next() - 1;
         self.entries += 1;

@@ -1,7 +1,8 @@
 //! The tables of rules that are published, and what ingress rules say about the outside of tunnels.
 //!
 //! Steps that were staged in the book are carried out here: first every rule that leaves is taken out, then every rule that
-//! comes is put in (or, where a port had none, all of them are compiled at once). The tables of before are kept until the
+//! comes is put in (or, where a port had none, all of them are compiled at once). An egress rule that only does something
+//! else than the one that it follows takes its place. The tables of before are kept until the
 //! change is durable, which costs nothing, since tables share what they have in common; [`Tables::revert`] brings them back.
 
 use super::book::{Book, PortKind, Step};
@@ -20,6 +21,8 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// Rules that are fetched ahead while they are replaced: the reads of each take as long as replacing some.
+const STEPS_AHEAD: usize = 8;
 /// Steps that are carried out while the book is locked: a fraction of a millisecond.
 const STEPS_AT_ONCE: usize = 256;
 
@@ -74,6 +77,12 @@ impl Applied {
             self.egress.push(Touched { port, before: table.clone(), fresh: Vec::new() });
         }
         &mut self.egress[index]
+    }
+
+    fn release(&mut self, record: &Record) {
+        if let Target::Tunnel(slot) = record.target() {
+            self.released.push(slot);
+        }
     }
 }
 
@@ -145,13 +154,18 @@ impl Tables {
                 if let Some(record) = book.records.get(step.old)
                     && record.stage == Stage::Leaving
                 {
-                    self.take_out(record, book.shapes.get(record.shape), &mut applied);
+                    match followed(step, &book) {
+                        Some(_) => applied.release(record),
+                        None => self.take_out(record, book.shapes.get(record.shape), &mut applied),
+                    }
                 }
             }
         }
         for (chunk, steps) in steps.chunks(STEPS_AT_ONCE).enumerate() {
             let book = &mut *book.lock();
+            let mut successors = Vec::new();
             for (index, step) in steps.iter().enumerate() {
+                let before = followed(step, book);
                 if let Some(record) = book.records.get_mut(step.new)
                     && record.stage == Stage::Coming
                     && let Some(rule) = rule_of(chunk * STEPS_AT_ONCE + index)
@@ -169,11 +183,40 @@ impl Tables {
                     let action = action.unwrap_or(Action::Drop(DropReason::PortDown));
                     let action = uplink_there.then_some(action);
                     let index = chunk * STEPS_AT_ONCE + index;
-                    self.put_in((index, step.new), rule, record, shape, action, &mut applied);
+                    match (before, shape.owner, action) {
+                        (Some(before), Owner::Egress(port), Some(action)) => {
+                            let rule = table_rule(rule, record, shape, (step.new, action));
+                            successors.push((port, before, rule));
+                        }
+                        _ => self.put_in((index, step.new), rule, record, shape, action, &mut applied),
+                    }
                 }
             }
+            self.succeed(successors, &mut applied);
         }
         applied
+    }
+
+    /// Puts egress rules in the place of those with their pattern and id, and with these precedences.
+    fn succeed(&mut self, rules: Vec<(NameId, u64, TableRule<KEY_WORDS>)>, applied: &mut Applied) {
+        let fetch = |tables: &Tables, rule: Option<&(NameId, u64, TableRule<KEY_WORDS>)>, closer| {
+            if let Some((port, _, rule)) = rule
+                && let Some(table) = tables.egress.get(port.0 as usize)
+            {
+                table.prefetch(&rule.pattern, closer);
+            }
+        };
+        rules.iter().take(STEPS_AHEAD).for_each(|rule| fetch(self, Some(rule), false));
+        let mut rules = rules.into_iter();
+        while let Some((port, before, rule)) = rules.next() {
+            fetch(self, rules.as_slice().get(STEPS_AHEAD - 1), false);
+            fetch(self, rules.as_slice().get(STEPS_AHEAD / 2 - 1), true);
+            let table = self.egress_mut(port);
+            applied.touch(port, table);
+            if let Err(rule) = table.replace(before, rule) {
+                table.insert(rule);
+            }
+        }
     }
 
     fn take_out(&mut self, record: &Record, shape: &Shape, applied: &mut Applied) {
@@ -182,19 +225,17 @@ impl Tables {
             Owner::Egress(port) => {
                 let table = self.egress_mut(port);
                 applied.touch(port, table);
-                table.remove(&record.pattern(shape), precedence, &record.id);
+                table.remove(&record.pattern(shape), precedence, record.id.text());
             }
             Owner::Ingress(uplink) => {
                 let pattern = record.pattern(shape);
                 applied.ingress.get_or_insert_with(|| self.ingress.clone());
-                self.ingress.remove(&pattern, precedence, &record.id);
+                self.ingress.remove(&pattern, precedence, record.id.text());
                 self.note_scope(false, &pattern, uplink, applied);
                 applied.scopes.push((false, pattern, uplink));
             }
         }
-        if let Target::Tunnel(slot) = record.target() {
-            applied.released.push(slot);
-        }
+        applied.release(record);
     }
 
     /// Puts a rule into its table; one without an action is about an uplink that is not there, and is left out.
@@ -214,8 +255,6 @@ impl Tables {
             applied.scopes.push((true, pattern, uplink));
         }
         let Some(action) = action else { return };
-        let (precedence, id) = (record.precedence(shape), rule.id.clone());
-        let names_layer2 = rule.matches.names_layer2();
         match shape.owner {
             Owner::Egress(port) => {
                 let table = self.egress_mut(port);
@@ -223,13 +262,11 @@ impl Tables {
                 if table.is_empty() {
                     touched.fresh.push((step as u32, action));
                 } else {
-                    let pattern = record.pattern(shape);
-                    table.insert(TableRule { pattern, precedence, id, slot, action, names_layer2 });
+                    table.insert(table_rule(rule, record, shape, (slot, action)));
                 }
             }
             Owner::Ingress(_) => {
-                let pattern = record.pattern(shape);
-                let rule = TableRule { pattern, precedence, id, slot, action, names_layer2 };
+                let rule = table_rule(rule, record, shape, (slot, action));
                 match self.ingress.is_empty() {
                     true => applied.fresh_ingress.push(rule),
                     false => self.ingress.insert(rule),
@@ -271,7 +308,7 @@ impl Tables {
         if !applied.fresh_ingress.is_empty() {
             self.ingress = Table::compile(std::mem::take(&mut applied.fresh_ingress));
         }
-        let table_rule = |(step, action): (u32, Action)| {
+        let fresh_rule = |(step, action): (u32, Action)| {
             let rule = rule_of(step as usize)?;
             Some(TableRule {
                 pattern: Pattern::egress(&rule.matches),
@@ -283,7 +320,7 @@ impl Tables {
             })
         };
         let compile = |part: Fresh| -> Vec<(NameId, Table<KEY_WORDS>)> {
-            let table = |rules: Vec<_>| Table::compile(rules.into_iter().filter_map(table_rule));
+            let table = |rules: Vec<_>| Table::compile(rules.into_iter().filter_map(fresh_rule));
             part.into_iter().map(|(port, rules)| (port, table(rules))).collect()
         };
         let (first, second) = halves(applied);
@@ -314,6 +351,31 @@ impl Tables {
             self.ingress = ingress;
         }
         tunnels.release(&applied.acquired);
+    }
+}
+
+/// The precedence of the egress rule that leaves in a step, where the one that comes looks at the same packets.
+fn followed(step: &Step, book: &Book) -> Option<u64> {
+    let (old, new) = (book.records.get(step.old)?, book.records.get(step.new)?);
+    let (left, right) = (book.shapes.get(old.shape), book.shapes.get(new.shape));
+    let egress = matches!(left.owner, Owner::Egress(_));
+    let in_turn = old.stage == Stage::Leaving && new.stage == Stage::Coming;
+    (egress && in_turn && left == right && old.value() == new.value()).then(|| old.precedence(left))
+}
+
+fn table_rule<const W: usize>(
+    rule: &Rule,
+    record: &Record,
+    shape: &Shape,
+    (slot, action): (u32, Action),
+) -> TableRule<W> {
+    TableRule {
+        pattern: record.pattern(shape),
+        precedence: record.precedence(shape),
+        id: rule.id.clone(),
+        slot,
+        action,
+        names_layer2: rule.matches.names_layer2(),
     }
 }
 

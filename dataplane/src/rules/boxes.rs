@@ -1,4 +1,6 @@
-//! Rules as boxes: one interval per *lane* of the key, and 32 boxes compared with a key at once.
+//! Rules as boxes: one interval per *lane* of the key, and 64 boxes compared with a key at once: each part of a lane has a
+//! bit for every box that reaches into it, as of T. Lakshman, D. Stiliadis, "High-speed policy-based packet forwarding using
+//! efficient multi-dimensional range matching", 1998.
 //!
 //! A lane is up to 32 bits of the key: half of a word, a port, the DSCP. A mask of leading ones and a range of ports are
 //! intervals there; any other mask has the smallest interval around what it matches. So a box is a necessary
@@ -6,9 +8,11 @@
 
 use super::pattern::Pattern;
 
-/// Boxes that are compared at once: four vectors of eight 16-bit values. With half as many, searches visit twice as many
-/// nodes and take a quarter longer.
-pub const WIDTH: usize = 32;
+/// Boxes that are compared at once: a word has a bit for each. With half as many, searches visit twice as many nodes and take
+/// a sixth longer.
+pub const WIDTH: usize = Bits::BITS as usize;
+/// A bit for each of them.
+pub type Bits = u64;
 /// Lanes that one comparison looks at, at most: five-tuples have five that tell rules apart.
 const TESTS: usize = 5;
 
@@ -38,6 +42,11 @@ impl Lane {
             .chain(TRANSPORT)
     }
 
+    /// How many there are for keys of `words` words.
+    pub fn count(words: usize) -> usize {
+        2 * (words - 1) + 4
+    }
+
     /// The largest value.
     #[inline(always)]
     pub fn last(self) -> u32 {
@@ -63,9 +72,14 @@ impl Lane {
     }
 }
 
-/// The box of a pattern, an interval for every lane.
+/// The interval of a pattern in every lane.
+pub fn intervals<const W: usize>(pattern: &Pattern<W>) -> impl Iterator<Item = Interval> {
+    Lane::all(W).map(|lane| lane.interval(pattern))
+}
+
+/// The box of a pattern.
 pub fn box_of<const W: usize>(pattern: &Pattern<W>) -> Box<[Interval]> {
-    Lane::all(W).map(|lane| lane.interval(pattern)).collect()
+    intervals(pattern).collect()
 }
 
 /// Makes a box large enough for another.
@@ -80,21 +94,23 @@ pub fn encloses(outer: &[Interval], inner: &[Interval]) -> bool {
     outer.iter().zip(inner).all(|(outer, inner)| outer.0 <= inner.0 && inner.1 <= outer.1)
 }
 
-/// One lane of up to [`WIDTH`] boxes, in 16 bits: a vector register holds eight. Values are counted from the least that
-/// a box begins at, and shifted so far that the largest fits; that makes intervals a little wider, never narrower.
-/// Boxes that leave the lane open go from 0 to the end, the others lie between 1 and [`MOST`], and a value that is in none
-/// of them comes out below or above.
+/// Parts that a lane is cut into.
+const PARTS: usize = 64;
+
+/// One lane of up to [`WIDTH`] boxes: for each part of it, a bit for every box that reaches into the part. Parts are
+/// counted from the least value that a box begins at, and are as wide as it takes to hold the largest; that makes intervals a
+/// little wider, never narrower. Boxes that leave the lane open are in all parts, the others lie between the first and the
+/// last, and a value that is in none of them comes out there.
 #[derive(Clone)]
 struct Test {
-    first: [u16; WIDTH],
-    span: [u16; WIDTH],
+    boxes: [Bits; PARTS],
     base: u32,
     lane: Lane,
     shift: u8,
 }
 
-/// The largest value that a box ends at.
-const MOST: u32 = 0xfffd;
+/// The part behind the last one that a box reaches into, less one.
+const MOST: u32 = PARTS as u32 - 2;
 
 /// A box that leaves out less than this part of a lane is taken to leave it open.
 const OPEN_PART: u32 = 32;
@@ -109,23 +125,31 @@ impl Test {
         let base = narrow.clone().map(|(first, _)| first).min().unwrap_or(0);
         let range = narrow.map(|(_, last)| last - base).max().unwrap_or(0);
         let shift = (0..u32::BITS as u8).find(|shift| range >> shift < MOST).unwrap_or(0);
-        let mut test = Test { first: [0; WIDTH], span: [0; WIDTH], base, lane, shift };
+        let mut test = Test { boxes: [0; PARTS], base, lane, shift };
         for (index, interval) in intervals.enumerate().take(WIDTH) {
-            if is_open(lane, interval) {
-                test.span[index] = u16::MAX;
-            } else {
-                let (first, last) = (test.scale(interval.0), test.scale(interval.1));
-                (test.first[index], test.span[index]) = (first, last - first);
+            let (first, last) = match is_open(lane, interval) {
+                true => (0, PARTS - 1),
+                false => (test.part(interval.0), test.part(interval.1)),
+            };
+            // Where a box begins, and behind its end; what lies between follows.
+            test.boxes[first] ^= 1 << index;
+            if let Some(behind) = test.boxes.get_mut(last + 1) {
+                *behind ^= 1 << index;
             }
+        }
+        let mut within = 0;
+        for boxes in &mut test.boxes {
+            within ^= *boxes;
+            *boxes = within;
         }
         test
     }
 
     /// Without branches: where a random value lies cannot be foreseen.
     #[inline(always)]
-    fn scale(&self, value: u32) -> u16 {
+    fn part(&self, value: u32) -> usize {
         let above = (i64::from(value) - i64::from(self.base)) >> self.shift;
-        (above.clamp(-1, i64::from(MOST)) + 1) as u16
+        (above.clamp(-1, i64::from(MOST)) + 1) as usize % PARTS
     }
 }
 
@@ -133,7 +157,8 @@ impl Test {
 #[derive(Clone, Default)]
 pub struct Boxes {
     tests: Box<[Test]>,
-    count: u32,
+    /// A bit for each box.
+    all: Bits,
 }
 
 impl Boxes {
@@ -151,25 +176,17 @@ impl Boxes {
         lanes.sort_by(|a, b| a.0.total_cmp(&b.0));
         let tests = lanes.into_iter().take(TESTS);
         let tests = tests.map(|(_, at, lane)| Test::new(lane, boxes.clone().map(|b| b[at]))).collect();
-        Boxes { tests, count: count as u32 }
+        Boxes { tests, all: !0 >> (WIDTH - count.clamp(1, WIDTH)) }
     }
 
     /// A bit for every box that the key may lie in.
     #[inline(always)]
-    pub fn candidates<const W: usize>(&self, key: &[u64; W]) -> u32 {
-        let mut within = [!0u16; WIDTH];
+    pub fn candidates<const W: usize>(&self, key: &[u64; W]) -> Bits {
+        let mut within = self.all;
         for test in &self.tests {
-            let value = test.scale(test.lane.of(key));
-            for (within, (first, span)) in within.iter_mut().zip(test.first.iter().zip(&test.span)) {
-                *within &= if value.wrapping_sub(*first) <= *span { !0 } else { 0 };
-            }
+            within &= test.boxes[test.part(test.lane.of(key))];
         }
-        let mut bits = 0;
-        for (index, half) in within.chunks_exact(16).enumerate() {
-            let half = half.iter().zip(BIT).fold(0, |bits: u16, (within, bit)| bits | within & bit);
-            bits |= u32::from(half) << (16 * index);
-        }
-        bits & !(u64::MAX << self.count) as u32
+        within
     }
 
     /// Bytes on the heap.
@@ -177,16 +194,6 @@ impl Boxes {
         size_of_val(&*self.tests)
     }
 }
-
-/// One bit for each of sixteen boxes.
-const BIT: [u16; 16] = {
-    let (mut bits, mut index) = ([0; 16], 0);
-    while index < 16 {
-        bits[index] = 1 << index;
-        index += 1;
-    }
-    bits
-};
 
 #[cfg(test)]
 mod tests {

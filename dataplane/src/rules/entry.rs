@@ -102,6 +102,8 @@ fn ranges_of<const W: usize>(pattern: &Pattern<W>) -> u64 {
 #[derive(Clone, Debug)]
 pub struct Layout<const W: usize> {
     packing: Packing<W>,
+    /// What of it is hashed.
+    hashed: Packing<W>,
     /// The packed bits that all rules of the tuple look at.
     common: [u64; W],
     ranged: bool,
@@ -122,8 +124,9 @@ impl<const W: usize> Layout<W> {
     /// A layout for rules that look at least at `common`, at most at `allowed`, and have ranges of ports or not.
     pub fn new(common: &[u64; W], allowed: &[u64; W], ranged: bool) -> Layout<W> {
         let packing = Packing::new(allowed);
+        let hashed = packing.part(common);
         let common = packing.pack(common);
-        Layout { packing, common, ranged }
+        Layout { packing, hashed, common, ranged }
     }
 
     /// Words of an entry.
@@ -137,11 +140,16 @@ impl<const W: usize> Layout<W> {
         2 * self.packing.words() + usize::from(self.ranged)
     }
 
-    /// Packs and hashes a key.
+    /// Packs a key of this hash.
     #[inline(always)]
-    pub fn key(&self, key: &[u64; W]) -> PackedKey<W> {
-        let words = self.packing.pack(key);
-        PackedKey { words, ports: key[6], hash: self.hash(&words) }
+    pub fn key(&self, key: &[u64; W], hash: u64) -> PackedKey<W> {
+        PackedKey { words: self.packing.pack(key), ports: key[6], hash }
+    }
+
+    /// The hash of a key, without packing all of it.
+    #[inline(always)]
+    pub fn hash_of_key(&self, key: &[u64; W]) -> u64 {
+        self.hash(&self.hashed.pack(key))
     }
 
     #[inline(always)]
@@ -152,7 +160,7 @@ impl<const W: usize> Layout<W> {
 
     /// The hash of a rule's value: that of every key that it matches.
     pub fn hash_of_rule(&self, pattern: &Pattern<W>) -> u64 {
-        self.hash(&self.packing.pack(&pattern.value))
+        self.hash_of_key(&pattern.value)
     }
 
     /// The hash of an entry.
@@ -166,6 +174,13 @@ impl<const W: usize> Layout<W> {
         out.push(rule.precedence);
         let TableRule { slot, action, names_layer2, .. } = *rule;
         out.extend(Hit { slot, action, names_layer2 }.encode());
+    }
+
+    /// Writes the part of an entry that says how the rule ranks and what is done.
+    pub fn encode_tail(&self, rule: &TableRule<W>, entry: &mut [u64]) {
+        let TableRule { slot, action, names_layer2, precedence, .. } = *rule;
+        let [head, a, b] = Hit { slot, action, names_layer2 }.encode();
+        entry[self.tail()..].copy_from_slice(&[precedence, head, a, b]);
     }
 
     /// Writes the part of an entry that says which packets match.
@@ -206,7 +221,7 @@ impl<const W: usize> Layout<W> {
 
     /// Bytes on the heap.
     pub fn memory_bytes(&self) -> usize {
-        self.packing.memory_bytes()
+        self.packing.memory_bytes() + self.hashed.memory_bytes()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rules: what users write ([`rule`]), how packets are compared with them ([`key`], [`table`]), and the slow, obvious
 //! table that the fast one must agree with ([`reference`]).
 
+mod best;
 mod boxes;
 mod entry;
 pub mod key;
@@ -15,3 +16,4 @@ pub mod table;
 mod tree;
 mod tree_build;
 mod tuple;
+mod tuple_build;

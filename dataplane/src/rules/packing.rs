@@ -44,6 +44,13 @@ impl<const W: usize> Packing<W> {
         Packing { parts: parts.into(), words }
     }
 
+    /// A packing that keeps only those bits of this one that `mask` has, where this one puts them.
+    pub fn part(&self, mask: &[u64; W]) -> Packing<W> {
+        let kept = |part: &Part| Part { mask: part.mask & mask[usize::from(part.word)], ..*part };
+        let parts = self.parts.iter().map(kept).filter(|part| part.mask != 0).collect();
+        Packing { parts, words: self.words }
+    }
+
     /// The words of a packed key, at most `W`.
     #[inline(always)]
     pub fn words(&self) -> usize {
@@ -67,11 +74,12 @@ impl<const W: usize> Packing<W> {
     }
 }
 
-/// A hash of what `mask` leaves of packed words. All its bits are used: the low ones choose a shard, the high ones tag
-/// an entry.
+/// A hash of what `mask` leaves of packed words; words of which it leaves nothing are passed over. All its bits are used:
+/// the low ones choose a shard, the high ones tag an entry.
 #[inline(always)]
 pub fn hash(packed: &[u64], mask: &[u64]) -> u64 {
-    packed.iter().zip(mask).fold(0, |hash: u64, (word, mask)| mix(hash.rotate_left(29) ^ (word & mask), 0))
+    let words = packed.iter().zip(mask).filter(|(_, mask)| **mask != 0);
+    words.fold(0, |hash: u64, (word, mask)| mix(hash.rotate_left(29) ^ (word & mask), 0))
 }
 
 #[cfg(test)]

@@ -5,15 +5,16 @@
 //! in few tuples, and what fits nowhere stays in the tree. Invariant: no bucket has more than [`BUCKET`] rules, and there
 //! are at most [`MOST_TUPLES`] tuples: no table is slow because of what its rules look like.
 
-use super::entry::{Hit, Id, PackedKey};
+use super::best::{Best, Leader};
+use super::entry::{Hit, Id};
 use super::ladder::{Class, STEPS, ladder};
 use super::packing::hash;
 use super::pattern::Pattern;
 use super::shard::Shard;
 use super::table::{ARC_BYTES, TableRule};
-use super::tree::{Node, Rank, Stored, Target, Winner};
+use super::tree::{Node, Stored, Target, Winner};
 use super::tree_build::build;
-use super::tuple::{Found, Tuple, is_ranged};
+use super::tuple::{Tuple, is_ranged};
 use forebay_pipeline::prefetch::prefetch;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -55,76 +56,6 @@ pub enum Place {
     Tree(Vec<usize>),
 }
 
-#[derive(Clone, Copy)]
-enum Leader<'a, const W: usize> {
-    None,
-    Tuple(Found<'a, W>),
-    Tree(&'a Stored<W>),
-}
-
-/// The best rule so far for one key.
-#[derive(Clone, Copy)]
-struct Best<'a, const W: usize> {
-    precedence: u64,
-    leader: Leader<'a, W>,
-}
-
-impl<'a, const W: usize> Best<'a, W> {
-    const NONE: Best<'a, W> = Best { precedence: 0, leader: Leader::None };
-
-    fn id(&self) -> Option<Id<'a>> {
-        match &self.leader {
-            Leader::None => None,
-            Leader::Tuple(found) => Some(found.id()),
-            Leader::Tree(stored) => Some(stored.id()),
-        }
-    }
-
-    /// A rule of this precedence could still win.
-    #[inline(always)]
-    fn is_open_to(&self, precedence: u64) -> bool {
-        matches!(self.leader, Leader::None) || precedence >= self.precedence
-    }
-
-    #[inline(always)]
-    fn take(&mut self, precedence: u64, leader: Leader<'a, W>) {
-        if !self.is_open_to(precedence) {
-            return;
-        }
-        let new = Best { precedence, leader };
-        let wins = precedence > self.precedence || self.id().is_none_or(|id| new.id() < Some(id));
-        if wins {
-            *self = new;
-        }
-    }
-
-    #[inline(always)]
-    fn hit(&self) -> Option<Hit> {
-        match &self.leader {
-            Leader::None => None,
-            Leader::Tuple(found) => Some(found.hit()),
-            Leader::Tree(Stored { rule: TableRule { slot, action, names_layer2, .. }, .. }) => {
-                Some(Hit { slot: *slot, action: *action, names_layer2: *names_layer2 })
-            }
-        }
-    }
-}
-
-impl<'a, const W: usize> Winner<'a, W> for Best<'a, W> {
-    #[inline(always)]
-    fn may_lose_to(&self, rank: &Rank) -> bool {
-        match (matches!(self.leader, Leader::None), rank.precedence == self.precedence) {
-            (false, true) => self.id().is_none_or(|id| rank.head <= id.head()),
-            (none, _) => none || rank.precedence > self.precedence,
-        }
-    }
-
-    #[inline(always)]
-    fn offer(&mut self, stored: &'a Stored<W>) {
-        self.take(stored.rule.precedence, Leader::Tree(stored));
-    }
-}
-
 impl<const W: usize> Root<W> {
     /// No rules.
     pub fn empty() -> Root<W> {
@@ -141,22 +72,24 @@ impl<const W: usize> Root<W> {
     pub fn lookup(&self, key: &[u64; W]) -> Option<Hit> {
         let mut best = Best::NONE;
         for tuples in self.tuples.chunks(AHEAD) {
-            let mut seen: [Option<(PackedKey<W>, &Shard)>; AHEAD] = [None; AHEAD];
+            let mut seen: [Option<(u64, &Shard)>; AHEAD] = [None; AHEAD];
             for (tuple, seen) in tuples.iter().zip(&mut seen) {
                 if !best.is_open_to(tuple.best()) {
                     break;
                 }
-                let key = tuple.key(key);
-                let shard = tuple.shard_of(key.hash);
+                let hash = tuple.hash(key);
+                let shard = tuple.shard_of(hash);
                 prefetch(shard);
-                *seen = Some((key, shard));
+                *seen = Some((hash, shard));
             }
             for (tuple, seen) in tuples.iter().zip(&seen) {
-                let Some((key, shard)) = seen else { break };
+                let Some((hash, shard)) = *seen else { break };
                 if !best.is_open_to(tuple.best()) {
                     break;
                 }
-                if let Some(found) = tuple.find(shard, key) {
+                if shard.likely_has(hash)
+                    && let Some(found) = tuple.find(shard, &tuple.key(key, hash))
+                {
                     best.take(found.precedence(), Leader::Tuple(found));
                 }
             }
@@ -183,7 +116,7 @@ impl<const W: usize> Root<W> {
             let mut open = 0;
             for (index, (key, best)) in keys.iter().zip(&best).enumerate() {
                 if best.is_open_to(tuple.best()) {
-                    let PackedKey { hash, .. } = tuple.key(key);
+                    let hash = tuple.hash(key);
                     let shard = tuple.shard_of(hash);
                     prefetch(shard);
                     seen[open] = (Some(shard), hash, index as u8);
@@ -197,14 +130,15 @@ impl<const W: usize> Root<W> {
             let mut likely = 0;
             for at in 0..open {
                 let probe = seen[at];
-                if probe.0.is_some_and(|shard| tuple.prefetch_entry(shard, probe.1)) {
+                if probe.0.is_some_and(|shard| tuple.prefetch_entries(shard, probe.1)) {
                     seen[likely] = probe;
                     likely += 1;
                 }
             }
-            for (shard, _, index) in &seen[..likely] {
+            for (shard, hash, index) in &seen[..likely] {
                 let index = usize::from(*index);
-                if let Some(found) = shard.and_then(|shard| tuple.find(shard, &tuple.key(&keys[index]))) {
+                let key = tuple.key(&keys[index], *hash);
+                if let Some(found) = shard.and_then(|shard| tuple.find(shard, &key)) {
                     best[index].take(found.precedence(), Leader::Tuple(found));
                 }
             }
@@ -383,6 +317,39 @@ impl<const W: usize> Root<W> {
             }
             (Place::Tree(_), None) => {}
         }
+    }
+
+    /// Puts a rule in the place of one that [`Root::place`] found in the same state, whose pattern and id it has.
+    pub fn replace(&mut self, place: Place, precedence: u64, rule: TableRule<W>) {
+        match (place, &mut self.tree) {
+            (Place::Tuple(at, position), _) => {
+                let best = self.tuples[at].best();
+                let tuple = Arc::make_mut(&mut self.tuples[at]);
+                tuple.replace(position, &rule);
+                if tuple.best() != best {
+                    self.rank();
+                }
+            }
+            (Place::Tree(path), Some(tree)) if rule.precedence == precedence => {
+                Node::replace(tree, &path, Stored::new(rule));
+            }
+            (place, _) => {
+                self.remove(place);
+                self.insert(rule);
+            }
+        }
+    }
+
+    /// Fetches the shards where a rule with this pattern may stand.
+    pub fn prefetch(&self, pattern: &Pattern<W>) {
+        let fitting = self.tuples.iter().filter(|tuple| tuple.fits(pattern));
+        fitting.for_each(|tuple| tuple.prefetch_shard(pattern));
+    }
+
+    /// Fetches what stands in those shards of such a rule.
+    pub fn prefetch_bodies(&self, pattern: &Pattern<W>) {
+        let fitting = self.tuples.iter().filter(|tuple| tuple.fits(pattern));
+        fitting.for_each(|tuple| tuple.prefetch_body(pattern));
     }
 
     fn rank(&mut self) {

@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// Entries that have a tag; those behind them are compared without. Four words: the line has no room for more.
 const TAGGED: usize = 32;
 
+/// Words of a cache line.
+const LINE_WORDS: usize = 8;
+
 /// One shard.
 #[derive(Clone, Default)]
 #[repr(align(64))]
@@ -132,17 +135,29 @@ impl Shard {
         })
     }
 
-    /// The first entry that may match by its tag; `None` if there is none.
+    /// Some entry may match by its tag.
     #[inline(always)]
-    pub fn likely<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> Option<&u64> {
+    pub fn likely_has(&self, hash: u64) -> bool {
         let pattern = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
+        self.len() > TAGGED || self.tags.iter().fold(0, |any, tags| any | zero_bytes(tags ^ pattern)) != 0
+    }
+
+    /// Fetches entries that may match by their tags; whether there are some.
+    #[inline(always)]
+    pub fn prefetch_likely<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> bool {
+        let pattern = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
+        let (stride, start) = (layout.stride(), self.body.as_ptr());
+        let mut likely = self.len() > TAGGED;
         for (group, tags) in self.tags.iter().enumerate() {
             let equal = zero_bytes(tags ^ pattern);
             if equal != 0 {
-                return self.body.get((group * 8 + equal.trailing_zeros() as usize / 8) * layout.stride());
+                let index = group * 8 + equal.trailing_zeros() as usize / 8;
+                prefetch_address(start.wrapping_add(index * stride));
+                prefetch_address(start.wrapping_add(index * stride + LINE_WORDS));
+                likely = true;
             }
         }
-        if self.len() > TAGGED { self.body.get(TAGGED * layout.stride()) } else { None }
+        likely
     }
 
     /// The best entry that matches.
@@ -168,14 +183,16 @@ impl Shard {
         self.entry(layout, index)
     }
 
+    /// The entries that may have this hash.
+    fn tagged(&self, hash: u64) -> impl Iterator<Item = usize> {
+        let tag_of = |index: usize| (self.tags[index / 8] >> (index % 8 * 8)) as u8;
+        (0..self.len()).filter(move |index| *index >= TAGGED || tag_of(*index) == tag(hash))
+    }
+
     /// The number of entries with this hash.
     pub fn bucket_len<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> usize {
-        let tag = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
-        let alike = self.tags.iter().map(|tags| zero_bytes(tags ^ tag).count_ones()).sum::<u32>();
-        if alike == 0 && self.len() <= TAGGED {
-            return 0;
-        }
-        (0..self.len()).filter(|index| layout.hash_of_entry(self.entry(layout, *index)) == hash).count()
+        let has_hash = |index: &usize| layout.hash_of_entry(self.entry(layout, *index)) == hash;
+        self.tagged(hash).filter(has_hash).count()
     }
 
     /// The shard with one rule more.
@@ -202,15 +219,33 @@ impl Shard {
         Shard::of_sorted(layout, &entries, &mut Vec::with_capacity(self.body.len()))
     }
 
-    /// Where the rule with this pattern (as the layout encodes it), precedence and id stands.
+    /// Puts a rule in the place of the entry at `index`, whose pattern and id it has. Of the words, only what follows the
+    /// pattern is written.
+    pub fn replace<const W: usize>(&mut self, layout: &Layout<W>, index: usize, rule: &TableRule<W>) {
+        if layout.precedence(self.entry(layout, index)) == rule.precedence {
+            let stride = layout.stride();
+            let body = Arc::make_mut(&mut self.body);
+            return layout.encode_tail(rule, &mut body[index * stride..][..stride]);
+        }
+        let mut words = self.entry(layout, index).to_vec();
+        layout.encode_tail(rule, &mut words);
+        let mut entries: Vec<EntryRef<'_>> = self.entries(layout).collect();
+        let old = entries.remove(index);
+        let new = EntryRef { words: &words, ..old };
+        let at = entries.partition_point(|entry| entry.rank(layout, &new) != Ordering::Greater);
+        entries.insert(at, new);
+        *self = Shard::of_sorted(layout, &entries, &mut Vec::with_capacity(self.body.len()));
+    }
+
+    /// Where the rule with this pattern (hashed, and as the layout encodes it), precedence and id stands.
     pub fn position<const W: usize>(
         &self,
         layout: &Layout<W>,
-        pattern: &[u64],
+        (hash, pattern): (u64, &[u64]),
         precedence: u64,
         id: Id<'_>,
     ) -> Option<usize> {
-        (0..self.len()).find(|index| {
+        self.tagged(hash).find(|index| {
             let entry = self.entry(layout, *index);
             layout.precedence(entry) == precedence
                 && layout.is_pattern(entry, pattern)

@@ -98,6 +98,32 @@ impl<const W: usize> Table<W> {
         true
     }
 
+    /// Puts a rule in the place of the one with its pattern and id, and with this precedence: cheaper than a removal and
+    /// an insertion, since all others stay where they are.
+    ///
+    /// # Errors
+    /// The rule, where there is none for it to replace; nothing has changed then.
+    pub fn replace(&mut self, precedence: u64, rule: TableRule<W>) -> Result<(), TableRule<W>> {
+        let Some(root) = &mut self.root else { return Err(rule) };
+        let mut words = Vec::new();
+        let padding = Id::encode(&rule.id, &mut words);
+        let Some(place) = root.place(&rule.pattern, precedence, Id { words: &words, padding }) else {
+            return Err(rule);
+        };
+        Arc::make_mut(root).replace(place, precedence, rule);
+        Ok(())
+    }
+
+    /// Fetches what a replacement of a rule with this pattern reads: to be called twice, some replacements ahead and then
+    /// `closer`.
+    pub fn prefetch(&self, pattern: &Pattern<W>, closer: bool) {
+        match &self.root {
+            Some(root) if closer => root.prefetch_bodies(pattern),
+            Some(root) => root.prefetch(pattern),
+            None => {}
+        }
+    }
+
     /// The number of rules.
     pub fn len(&self) -> usize {
         self.root.as_ref().map_or(0, |root| root.len())
@@ -168,21 +194,32 @@ mod tests {
         single.into_iter().map(|hit| hit.map(|hit| hit.slot)).collect()
     }
 
-    /// Inserts and removes the rules that the steps name, in turns, and compares the table after each with one that is
+    /// Inserts, replaces and removes the rules that the steps name, and compares the table after each with one that is
     /// compiled of the same rules; clones of every state must show that state to the end.
     fn change<const W: usize>(rules: &[TableRule<W>], steps: &[usize], keys: &[[u64; W]]) {
         let mut table = Table::default();
+        let mut rules = rules.to_vec();
         let (mut there, mut kept) = (vec![false; rules.len()], Vec::new());
         for step in steps {
             let at = step % rules.len();
-            let rule = &rules[at];
-            if there[at] {
+            let rule = &mut rules[at];
+            let change = step / 7 % 4;
+            if change > 1 {
+                let before = rule.precedence;
+                rule.slot += 1000;
+                if change == 3 {
+                    rule.precedence = (before & 0xffff) | ((*step as u64 >> 8) % 3) << 16;
+                }
+                assert_eq!(table.replace(before, rule.clone()).is_ok(), there[at]);
+                // It stays, or stays away.
+                there[at] ^= true;
+            } else if there[at] {
                 assert!(table.remove(&rule.pattern, rule.precedence, &rule.id));
                 assert!(!table.remove(&rule.pattern, rule.precedence, &rule.id));
             } else {
                 table.insert(rule.clone());
             }
-            there[at] = !there[at];
+            there[at] ^= true;
             let present = rules.iter().zip(&there).filter(|(_, there)| **there).map(|(rule, _)| rule.clone());
             let compiled = Table::compile(present);
             assert_eq!(table.len(), compiled.len());

@@ -1,12 +1,12 @@
 //! Rules that hashing cannot tell apart (ranges, short prefixes, masks of their own): a persistent tree of boxes.
 //!
-//! Every node has up to 32 children, compared with a key at once ([`Boxes`]), best first. A search goes into the
+//! Every node has up to 64 children, compared with a key at once ([`Boxes`]), best first. A search goes into the
 //! children whose box holds the key, and leaves out those whose best rule cannot win any more. Boxes may overlap, so no
 //! rule is there twice, and a change touches one path. A subtree that has changed by half is built anew
 //! ([`super::tree_build`]). References: A. Guttman, "R-trees", 1984; P. Gupta, N. McKeown, "Classifying packets with
 //! hierarchical intelligent cuttings", 2000; B. Vamanan et al., "EffiCuts", 2010, for telling wide rules from narrow.
 
-use super::boxes::{Boxes, Interval, WIDTH, box_of, enclose, encloses};
+use super::boxes::{Boxes, Interval, Lane, WIDTH, box_of, enclose, encloses, intervals};
 use super::entry::Id;
 use super::pattern::Pattern;
 use super::table::{ARC_BYTES, TableRule};
@@ -106,22 +106,24 @@ pub trait Winner<'a, const W: usize> {
 impl<const W: usize> Node<W> {
     /// A node above these, at most [`WIDTH`] and at least one.
     pub fn new(mut below: Below<W>) -> Node<W> {
-        let (ranks, bounds, rules): (Vec<Rank>, Vec<Box<[Interval]>>, usize) = match &mut below {
+        // The boxes one behind the other.
+        let mut bounds: Vec<Interval> = Vec::new();
+        let (ranks, rules): (Vec<Rank>, usize) = match &mut below {
             Below::Nodes(nodes) => {
                 nodes.sort_by(|a, b| a.best().order(&b.best()));
-                let rules = nodes.iter().map(|node| node.rules).sum();
-                let bounds = nodes.iter().map(|node| node.bounds.clone()).collect();
-                (nodes.iter().map(|node| node.best()).collect(), bounds, rules)
+                nodes.iter().for_each(|node| bounds.extend_from_slice(&node.bounds));
+                (nodes.iter().map(|node| node.best()).collect(), nodes.iter().map(|node| node.rules).sum())
             }
             Below::Rules(rules) => {
                 rules.sort_by(|a, b| a.order(b));
-                let bounds = rules.iter().map(|stored| box_of(&stored.rule.pattern)).collect();
-                (rules.iter().map(|stored| stored.rank()).collect(), bounds, rules.len())
+                rules.iter().for_each(|stored| bounds.extend(intervals(&stored.rule.pattern)));
+                (rules.iter().map(|stored| stored.rank()).collect(), rules.len())
             }
         };
-        let boxes = Boxes::new(W, bounds.iter().map(|bounds| &**bounds));
-        let mut all = bounds.first().cloned().unwrap_or_default();
-        bounds.iter().for_each(|bounds| enclose(&mut all, bounds));
+        let each = bounds.chunks_exact(Lane::count(W));
+        let boxes = Boxes::new(W, each.clone());
+        let mut all: Box<[Interval]> = each.clone().next().unwrap_or_default().into();
+        each.for_each(|bounds| enclose(&mut all, bounds));
         Node { boxes, ranks, below, bounds: all, rules, changes: 0 }
     }
 
@@ -180,7 +182,7 @@ impl<const W: usize> Node<W> {
         const RAISED: f32 = 0.1;
         let mut chosen = (f32::INFINITY, 0);
         for (index, node) in nodes.iter().enumerate() {
-            let lanes = super::boxes::Lane::all(W).zip(node.bounds.iter().zip(&bounds));
+            let lanes = Lane::all(W).zip(node.bounds.iter().zip(&bounds));
             let growth = lanes.map(|(lane, (outer, inner))| {
                 let more = outer.0.saturating_sub(inner.0) as f32 + inner.1.saturating_sub(outer.1) as f32;
                 more / (lane.last() as f32)
@@ -265,6 +267,15 @@ impl<const W: usize> Node<W> {
             *node = build(changed.all());
         }
         removed
+    }
+
+    /// Puts a rule in the place of the one at the end of a path, whose pattern, precedence and id it has.
+    pub fn replace(node: &mut Arc<Node<W>>, path: &[usize], stored: Arc<Stored<W>>) {
+        let Some((at, rest)) = path.split_first() else { return };
+        match &mut Arc::make_mut(node).below {
+            Below::Rules(rules) => rules[*at] = stored,
+            Below::Nodes(nodes) => Self::replace(&mut nodes[*at], rest, stored),
+        }
     }
 
     /// Bytes on the heap, the node's own among them.

@@ -11,6 +11,7 @@ use super::ladder::Class;
 use super::pattern::Pattern;
 use super::shard::{EntryRef, Shard};
 use super::table::{ARC_BYTES, TableRule};
+use super::tuple_build::{Encoded, by_shard};
 use forebay_pipeline::prefetch::{prefetch, prefetch_address};
 use std::sync::Arc;
 
@@ -87,7 +88,7 @@ pub fn is_ranged<const W: usize>(pattern: &Pattern<W>) -> bool {
 
 /// The shard of a hash among so many.
 #[inline(always)]
-fn shard_of(hash: u64, shards: usize) -> usize {
+pub fn shard_of(hash: u64, shards: usize) -> usize {
     let mask = shards.next_power_of_two() - 1;
     let index = hash as usize & mask;
     if index < shards { index } else { index & (mask >> 1) }
@@ -190,8 +191,14 @@ impl<const W: usize> Tuple<W> {
 
     /// The key as this tuple sees it.
     #[inline(always)]
-    pub fn key(&self, key: &[u64; W]) -> PackedKey<W> {
-        self.layout.key(key)
+    pub fn key(&self, key: &[u64; W], hash: u64) -> PackedKey<W> {
+        self.layout.key(key, hash)
+    }
+
+    /// The key's hash.
+    #[inline(always)]
+    pub fn hash(&self, key: &[u64; W]) -> u64 {
+        self.layout.hash_of_key(key)
     }
 
     /// The shard of a key's hash; there is none in an empty tuple.
@@ -200,14 +207,10 @@ impl<const W: usize> Tuple<W> {
         self.shard(shard_of(hash, self.shards))
     }
 
-    /// Whether [`Tuple::find`] may find something; what it will read first is fetched.
+    /// Whether [`Tuple::find`] may find something; what it will read is fetched.
     #[inline(always)]
-    pub fn prefetch_entry(&self, shard: &Shard, hash: u64) -> bool {
-        let entry = shard.likely(&self.layout, hash);
-        entry.is_some_and(|entry| {
-            prefetch(entry);
-            true
-        })
+    pub fn prefetch_entries(&self, shard: &Shard, hash: u64) -> bool {
+        shard.prefetch_likely(&self.layout, hash)
     }
 
     /// The best rule of a shard for a key.
@@ -233,6 +236,17 @@ impl<const W: usize> Tuple<W> {
         }
     }
 
+    /// Fetches what a replacement of a rule with this pattern reads in its shard.
+    pub fn prefetch_body(&self, pattern: &Pattern<W>) {
+        if self.shards > 0 {
+            let hash = self.layout.hash_of_rule(pattern);
+            let shard = self.shard_of(hash);
+            if shard.prefetch_likely(&self.layout, hash) {
+                shard.prefetch_counts();
+            }
+        }
+    }
+
     fn prefetch_path(&self, index: usize) {
         let branch = &self.branches[index / (LEAF * BRANCH)];
         let leaf = &branch.leaves[index / LEAF % BRANCH];
@@ -248,9 +262,19 @@ impl<const W: usize> Tuple<W> {
 
     /// Puts a shard in the place of another, copying what clones share.
     fn put(&mut self, index: usize, shard: Shard) {
+        self.change(index, |_, place| *place = shard);
+    }
+
+    /// Changes a shard, copying what clones share.
+    fn change(&mut self, index: usize, change: impl FnOnce(&Layout<W>, &mut Shard)) {
         let branch = &mut self.branches[index / (LEAF * BRANCH)];
         let leaf = &mut Arc::make_mut(&mut branch.leaves)[index / LEAF % BRANCH];
-        Arc::make_mut(&mut leaf.shards)[index % LEAF] = shard;
+        let shard = &mut Arc::make_mut(&mut leaf.shards)[index % LEAF];
+        let best = shard.best();
+        change(&self.layout, shard);
+        if shard.best() == best {
+            return;
+        }
         leaf.best = best_shard(&leaf.shards);
         branch.best = best_leaf(&branch.leaves);
         self.best = self.branches.iter().map(|branch| branch.best).max().unwrap_or(0);
@@ -341,10 +365,12 @@ impl<const W: usize> Tuple<W> {
         }
         let hash = self.layout.hash_of_rule(pattern);
         let shard = shard_of(hash, self.shards);
-        self.shard(shard).likely(&self.layout, hash)?;
+        if !self.shard(shard).likely_has(hash) {
+            return None;
+        }
         let mut words = Vec::with_capacity(self.layout.stride());
         self.layout.encode_pattern(pattern, &mut words);
-        let index = self.shard(shard).position(&self.layout, &words, precedence, id)?;
+        let index = self.shard(shard).position(&self.layout, (hash, &words), precedence, id)?;
         Some((shard, index))
     }
 
@@ -358,6 +384,12 @@ impl<const W: usize> Tuple<W> {
         if self.rules + SHARD_RULES / 2 < (self.shards - 1) * SHARD_RULES || self.rules == 0 {
             self.shrink();
         }
+    }
+
+    /// Puts a rule in the place of the one at a [`Tuple::position`], whose pattern and id it has.
+    pub fn replace(&mut self, (shard, index): (usize, usize), rule: &TableRule<W>) {
+        self.prefetch_path(shard);
+        self.change(shard, |layout, shard| shard.replace(layout, index, rule));
     }
 
     /// Bytes on the heap.
@@ -380,50 +412,4 @@ fn best_shard(shards: &[Shard]) -> u64 {
 
 fn best_leaf(leaves: &[Leaf]) -> u64 {
     leaves.iter().map(|leaf| leaf.best).max().unwrap_or(0)
-}
-
-/// Rules as entries, one behind the other, in the order in which they came.
-struct Encoded {
-    words: Vec<u64>,
-    stride: usize,
-    ids: Vec<u64>,
-    /// Where each id ends, and its padding.
-    ends: Vec<(u32, u32)>,
-    hashes: Vec<u64>,
-}
-
-impl Encoded {
-    fn new<const W: usize>(layout: &Layout<W>, rules: &[(&TableRule<W>, u64)]) -> Encoded {
-        let stride = layout.stride();
-        let (mut words, mut ids) =
-            (Vec::with_capacity(rules.len() * stride), Vec::with_capacity(rules.len() * 2));
-        let mut ends = Vec::with_capacity(rules.len() + 1);
-        ends.push((0, 0));
-        for (rule, _) in rules {
-            layout.encode(rule, &mut words);
-            let padding = Id::encode(&rule.id, &mut ids);
-            ends.push((ids.len() as u32, padding));
-        }
-        Encoded { words, stride, ids, ends, hashes: rules.iter().map(|(_, hash)| *hash).collect() }
-    }
-
-    fn entry(&self, index: usize) -> EntryRef<'_> {
-        let (start, (end, padding)) = (self.ends[index].0, self.ends[index + 1]);
-        let id = Id { words: &self.ids[start as usize..end as usize], padding };
-        EntryRef { words: &self.words[index * self.stride..][..self.stride], id, hash: self.hashes[index] }
-    }
-}
-
-/// A counting sort: where the rules of each shard start in the order, and the order.
-fn by_shard<const W: usize>(rules: &[(&TableRule<W>, u64)], shards: usize) -> (Vec<u32>, Vec<u32>) {
-    let mut starts = vec![0u32; shards + 1];
-    rules.iter().for_each(|(_, hash)| starts[shard_of(*hash, shards) + 1] += 1);
-    (0..shards).for_each(|shard| starts[shard + 1] += starts[shard]);
-    let (mut next, mut order) = (starts.clone(), vec![0u32; rules.len()]);
-    for (index, (_, hash)) in rules.iter().enumerate() {
-        let at = &mut next[shard_of(*hash, shards)];
-        order[*at as usize] = index as u32;
-        *at += 1;
-    }
-    (starts, order)
 }

@@ -95,6 +95,13 @@ fn once<T>(place: &mut Option<T>, value: T) -> Option<()> {
 }
 
 impl<'a> RuleView<'a> {
+    /// The id of an encoded rule that begins with it, as [`RuleView::encode`] writes rules; `None` otherwise.
+    pub fn first_id(bytes: &'a [u8]) -> Option<&'a str> {
+        let mut reader = Reader(bytes);
+        let (number, value) = reader.field()?;
+        (number == 1).then(|| value.text()).flatten()
+    }
+
     /// Reads an encoded rule; `None` where it is not a plain encoding of one.
     pub fn decode(bytes: &'a [u8]) -> Option<RuleView<'a>> {
         let mut rule = RuleView::default();
