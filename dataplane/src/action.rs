@@ -77,12 +77,29 @@ impl PackedAction {
     pub const TRAP: PackedAction =
         PackedAction { target: 0, generation: 0, mac: [0; 6], push_vlan: 0, kind: TRAP, detail: 0, _pad: 0 };
 
-    /// The tunnel and the new inner MAC, of an action that only encapsulates.
+    /// The tunnel, of an action that only encapsulates, whether or not with a new inner MAC.
     #[inline(always)]
-    pub fn plain_forward(&self) -> Option<(TunnelRef, Option<[u8; 6]>)> {
+    pub fn plain_forward(&self) -> Option<TunnelRef> {
         let is_plain = self.kind == FORWARD && self.push_vlan == 0;
-        let tunnel = TunnelRef { slot: self.target, generation: self.generation };
-        is_plain.then_some((tunnel, (self.detail != 0).then_some(self.mac)))
+        is_plain.then_some(TunnelRef { slot: self.target, generation: self.generation })
+    }
+
+    /// Replaces the destination of a frame that is encapsulated, where the action says so.
+    #[inline(always)]
+    pub fn set_inner_dst_mac(&self, frame: &mut [u8]) {
+        if self.kind == FORWARD
+            && self.detail != 0
+            && let Some(field) = frame.first_chunk_mut()
+        {
+            *field = self.mac;
+        }
+    }
+
+    /// The port, of an action that only delivers.
+    #[inline(always)]
+    pub fn plain_deliver(&self) -> Option<PortId> {
+        let is_plain = self.kind == DELIVER && self.push_vlan == 0 && self.detail == 0;
+        is_plain.then_some(PortId(self.target as u16))
     }
 
     /// The action.

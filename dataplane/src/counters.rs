@@ -256,6 +256,12 @@ impl RuleCounters {
         Ok(RuleCounters { counters: HugeSlice::new(MAX_RULES)? })
     }
 
+    /// The counters of all slots.
+    #[inline(always)]
+    pub fn all(&self) -> &[RuleCounter] {
+        &self.counters
+    }
+
     /// The counters of `slot`; `None` beyond the last.
     #[inline(always)]
     pub fn get(&self, slot: u32) -> Option<&RuleCounter> {

@@ -1,6 +1,6 @@
 //! What a worker does in a round: receive, run the stages, dispatch.
 //!
-//! One [`PacketTask`] serves every layout: a worker has a *front* (receive, admit, classify), a *back* (transform, dispatch), or both. Where
+//! One [`PacketTask`] serves every layout: a worker has a *front* (receive, recall, admit, classify), a *back* (transform, dispatch), or both. Where
 //! it has both, the stages are one chain of plain calls over the same batch; where it has one, a ring joins it to the
 //! others. Changes come from the control side as [`Command`]s between rounds.
 
@@ -11,6 +11,7 @@ use crate::stages::classify::Classify;
 use crate::stages::dispatch::{Dispatch, Handoff, Way};
 use crate::stages::ledger::Ledger;
 use crate::stages::parcel::{Parcel, Parcels};
+use crate::stages::recall::Recall;
 use crate::stages::receive::Receive;
 use crate::stages::transform::Transform;
 use forebay_pipeline::batch::{BATCH, Batch};
@@ -44,12 +45,12 @@ pub enum Command {
 /// Batches taken from each ring per round: as many as a device can bring.
 const BATCHES_PER_ROUND: usize = 4;
 
-/// Receive, admit, classify; then to the backs.
+/// Receive, recall, admit, classify; then to the backs.
 pub struct Front {
     /// The receive queues.
     pub receive: Receive,
     /// The stages.
-    pub chain: Chain<(Admit, Classify)>,
+    pub chain: Chain<(Recall, Admit, Classify)>,
     /// The rings to the backs; one flow always takes the same.
     pub backs: Vec<RingProducer<Parcel>>,
     /// What goes to each back, empty between bursts.
@@ -77,7 +78,7 @@ pub struct Fused {
     /// The receive queues.
     pub receive: Receive,
     /// The stages.
-    pub chain: Chain<(Admit, Classify, Transform)>,
+    pub chain: Chain<(Recall, Admit, Classify, Transform)>,
     /// The way out.
     pub exit: Exit,
     /// The worker's book.
@@ -168,16 +169,18 @@ impl PacketTask {
     fn refresh(&mut self) {
         match &mut self.part {
             Part::Fused(part) => {
-                let (admit, classify, transform) = part.chain.stages_mut();
+                let (recall, admit, classify, transform) = part.chain.stages_mut();
                 part.receive.refresh();
+                recall.refresh();
                 admit.refresh();
                 classify.refresh();
                 transform.refresh();
                 part.exit.dispatch.refresh();
             }
             Part::Front(part) => {
-                let (admit, classify) = part.chain.stages_mut();
+                let (recall, admit, classify) = part.chain.stages_mut();
                 part.receive.refresh();
+                recall.refresh();
                 admit.refresh();
                 classify.refresh();
             }
@@ -255,7 +258,7 @@ impl Front {
     fn hand_on(&mut self, burst: &mut Parcels) {
         let count = self.backs.len().max(1);
         for (packet, meta) in burst.drain() {
-            let back = usize::from(meta.affinity) % count;
+            let back = usize::from(meta.decision.affinity) % count;
             if let Some(out) = self.outgoing.get_mut(back) {
                 out.push(Parcel { packet, meta: *meta });
             }

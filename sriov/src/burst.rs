@@ -55,6 +55,19 @@ impl PacketBurst {
         }
     }
 
+    /// Moves the packets of `other` behind these, first to last; those for which there is no room stay there.
+    #[inline]
+    pub fn append(&mut self, other: &mut PacketBurst) {
+        let count = self.spare().min(other.len);
+        // SAFETY: so many slots behind the last packet of `self` are free, so many of `other` hold packets, and the two
+        // are not the same burst. The packets then have one owner: `self`, and in `other` they are counted out.
+        unsafe {
+            ptr::copy_nonoverlapping(other.raw_mut(), self.spare_raw(), count);
+            self.added(count);
+            other.taken(count);
+        }
+    }
+
     /// Takes the last packet.
     #[inline]
     pub fn pop(&mut self) -> Option<Packet> {

@@ -13,7 +13,7 @@ use crate::packet::{Packet, data_start, tailroom_of};
 impl Packet {
     /// Puts `count` bytes in front and gives them for writing; their content is stale until written. `None` when
     /// the headroom is too short.
-    #[inline]
+    #[inline(always)]
     pub fn prepend(&mut self, count: usize) -> Option<&mut [u8]> {
         let head = self.head_mut();
         let length = u16::try_from(count).ok().filter(|&length| length <= head.data_off)?;
@@ -49,7 +49,7 @@ impl Packet {
 
     /// Takes `count` bytes off the front, and with them the segments that become empty, but never the last one.
     /// False, and nothing changed, when the packet is shorter.
-    #[inline]
+    #[inline(always)]
     pub fn trim_front(&mut self, count: usize) -> bool {
         let head = self.head_mut();
         if count < usize::from(head.data_len) || (count == usize::from(head.data_len) && head.next.is_null())

@@ -12,6 +12,7 @@ use crate::stages::dispatch::{Dispatch, DispatchParts, Handoff, Way};
 use crate::stages::ledger::Ledger;
 use crate::stages::parcel::Parcel;
 use crate::stages::parking;
+use crate::stages::recall::Recall;
 use crate::stages::receive::Receive;
 use crate::stages::transform::Transform;
 use crate::task::{Back, COMMANDS, Command, Exit, Front, Fused, PacketTask, Part, RING_PACKETS};
@@ -324,7 +325,9 @@ impl Joints<'_> {
         let tally = tally(&options.name)?;
         let ledger = Ledger::new(tally.clone());
         let (receive, rx) = self.receive(&options.name, &ledger);
-        let chain = Chain::new((self.admit(&options.name), self.classify(&options.name, &ledger)?));
+        // It does not send: what it knows about the MACs of next hops is nothing.
+        let recall = self.recall(&options.name, &ledger, None)?;
+        let chain = Chain::new((recall, self.admit(&options.name), self.classify(&options.name, &ledger)));
         let figures = Figures {
             tally,
             io: vec![("receive", rx)],
@@ -368,8 +371,9 @@ impl Joints<'_> {
         let ledger = Ledger::new(tally.clone());
         let (receive, rx) = self.receive(&options.name, &ledger);
         let transform = Transform::new(self.publisher.subscribe(&options.name));
-        let chain =
-            Chain::new((self.admit(&options.name), self.classify(&options.name, &ledger)?, transform));
+        let recall = self.recall(&options.name, &ledger, Some(self.neighbours.clone()))?;
+        let classify = self.classify(&options.name, &ledger);
+        let chain = Chain::new((recall, self.admit(&options.name), classify, transform));
         let mut figures = Figures {
             tally,
             io: vec![("receive", rx)],
@@ -390,16 +394,25 @@ impl Joints<'_> {
     fn admit(&mut self, name: &str) -> Admit {
         let (tell, hear) = notices(name);
         self.ends.notices.push(hear);
-        Admit::new(self.publisher.subscribe(name), tell, seed())
+        Admit::new(self.publisher.subscribe(name), tell)
     }
 
-    fn classify(&self, name: &str, ledger: &Ledger) -> Result<Classify, CrewError> {
+    fn recall(
+        &self,
+        name: &str,
+        ledger: &Ledger,
+        neighbours: Option<Arc<Neighbours>>,
+    ) -> Result<Recall, CrewError> {
         let flows = FlowCache::new(self.flows as usize).map_err(|source| CrewError::FlowCache {
             worker: name.to_owned(),
             entries: self.flows,
             source,
         })?;
-        Ok(Classify::new(self.publisher.subscribe(name), ledger.clone(), flows))
+        Ok(Recall::new(self.publisher.subscribe(name), ledger.clone(), flows, seed(), neighbours))
+    }
+
+    fn classify(&self, name: &str, ledger: &Ledger) -> Classify {
+        Classify::new(self.publisher.subscribe(name), ledger.clone())
     }
 
     fn exit(

@@ -164,14 +164,13 @@ fn datagram(host: &Host) -> Vec<u8> {
 /// Writes the outer headers in front of the inner frame.
 fn wrap(template: &Template, flow: u32, outer: &mut [u8], inner: &[u8]) {
     let inner_sum = if template.covers_payload() { checksum::add(0, inner) } else { 0 };
-    let patch =
-        Patch { inner_bytes: inner.len(), ecn: 0, flow_hash: flow.wrapping_mul(STRIDE) >> 16, inner_sum };
+    let flow_hash = flow.wrapping_mul(STRIDE) >> 16;
+    let patch = Patch { next_hop: UPLINK_MAC, inner_bytes: inner.len(), ecn: 0, flow_hash, inner_sum };
     if let Some(outer) = outer.first_chunk_mut() {
         template.write_v6(outer, &patch);
     } else if let Some(outer) = outer.first_chunk_mut() {
         template.write_v4(outer, &patch);
     }
-    outer[..6].copy_from_slice(&UPLINK_MAC);
 }
 
 const _: () = assert!(super::LEAST_FRAME_BYTES as usize >= ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES);

@@ -17,6 +17,7 @@ use crate::stages::admit::Admit;
 use crate::stages::classify::Classify;
 use crate::stages::dispatch::{Dispatch, DispatchParts, Way};
 use crate::stages::ledger::Ledger;
+use crate::stages::recall::Recall;
 use crate::stages::receive::Receive;
 use crate::stages::transform::Transform;
 use crate::task::{COMMANDS, Command, Exit, Fused, PacketTask, Part};
@@ -290,8 +291,15 @@ fn worker(
     let ((tell, _), (tell_last, _)) = (notices("admit"), notices("dispatch"));
     let (traps, _) = ring("traps", TRAP_PLACES);
     let chain = Chain::new((
-        Admit::new(publisher.subscribe("admit"), tell, FLOW_SEED),
-        Classify::new(publisher.subscribe("classify"), ledger.clone(), cache),
+        Recall::new(
+            publisher.subscribe("recall"),
+            ledger.clone(),
+            cache,
+            FLOW_SEED,
+            Some(neighbours.clone()),
+        ),
+        Admit::new(publisher.subscribe("admit"), tell),
+        Classify::new(publisher.subscribe("classify"), ledger.clone()),
         Transform::new(publisher.subscribe("transform")),
     ));
     let meters = Meters {

@@ -1,17 +1,18 @@
 //! The flow cache of one worker: bounded, exact-match, set-associative.
 //!
 //! A set is eight entries and, apart from them, eight tags of 16 bits: one line tells which entry to look at, so that a
-//! lookup costs three lines however large the cache is, and a burst fetches all of them side by side (the caller first
-//! calls [`FlowCache::prefetch_set`] for every packet, then [`FlowCache::candidate`], then [`FlowCache::hit`]).
+//! lookup costs three lines however large the cache is, and a burst fetches all of them side by side ([`FlowCache::look`]
+//! for all keys at once, then [`Found::find`] and [`Found::flow`] for each).
 //!
 //! An entry carries the generation of the tables that it was decided by, and is as good as none when they have moved on: a
-//! rule change never walks the cache. A new flow takes the place of one that is out of date; else of the one that was
-//! used longest ago among those that brought only a single packet; else of the one that was used longest ago, but only
-//! once that is [`REST`] ago. So a stream of packets that each begin a flow fights for places with itself: flows
-//! that go on keep theirs. Nobody outside can aim at a set, since the hash is seeded by the host.
+//! rule change never walks the cache. A new flow takes a free place; else that of a flow that is out of date, or brought
+//! only a single packet, if it can be not just now; else of the one that was used longest ago, but only once that is [`REST`]
+//! ago. So
+//! a stream of packets that each begin a flow fights for places with itself: flows that go on keep theirs. Nobody outside
+//! can aim at a set, since the hash is seeded by the host.
 
 use crate::action::PackedAction;
-use crate::flows::key::{FLOW_WORDS, FlowKey};
+use crate::flows::key::{FlowKey, HEAD_WORDS, TAIL_WORDS};
 use forebay_pipeline::prefetch::{prefetch, prefetch_two_lines};
 use forebay_pipeline::tsc;
 use forebay_sriov::HugeSlice;
@@ -36,7 +37,8 @@ struct Set {
 }
 
 /// What was decided about a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
+#[repr(C)]
 pub struct Decision {
     /// What is done.
     pub action: PackedAction,
@@ -51,23 +53,24 @@ pub struct Decision {
 /// No rule decided.
 pub const NO_SLOT: u32 = u32::MAX;
 
-/// A flow: two cache lines, the first of which is key only.
+/// A flow: two cache lines, the first of which has all that a lookup compares and writes.
 #[derive(Clone, Copy, FromZeros)]
 #[repr(C, align(128))]
 struct Entry {
-    words: [u64; FLOW_WORDS],
+    head: [u64; HEAD_WORDS],
     generation: u32,
-    slot: u32,
     /// Tick of the newest packet.
     used: u32,
-    flow_hash: u16,
-    affinity: u16,
-    action: PackedAction,
-    packets: u32,
     bytes: u64,
+    decision: Decision,
+    packets: u32,
+    tail: [u64; TAIL_WORDS],
 }
 
 const _: () = assert!(size_of::<Entry>() == 128);
+
+/// No entry has the tag.
+const NO_CANDIDATE: u32 = u32::MAX;
 
 /// The flow cache of one worker.
 pub struct FlowCache {
@@ -77,9 +80,6 @@ pub struct FlowCache {
     now: u32,
     rest: u32,
 }
-
-/// No entry has the tag.
-const NO_CANDIDATE: u32 = u32::MAX;
 
 /// The tag of a hash: its upper bits, never 0. The lower bits choose the set.
 #[inline(always)]
@@ -129,124 +129,166 @@ impl FlowCache {
         hash as usize & self.set_mask
     }
 
-    /// Asks for the tags that [`FlowCache::candidate`] will read.
+    /// Finds where each flow may stand and asks for the entries, in which [`Found`] then finds what is known.
     #[inline(always)]
-    pub fn prefetch_set(&self, key: &FlowKey) {
-        if let Some(set) = self.sets.get(self.set_of(key.hash)) {
-            prefetch(set);
+    pub fn look(&mut self, keys: &mut [FlowKey]) -> Found<'_> {
+        let (sets, mask) = (&*self.sets, self.set_mask);
+        let entries = &mut *self.entries;
+        for key in keys.iter() {
+            if let Some(set) = sets.get(key.hash as usize & mask) {
+                prefetch(set);
+            }
         }
-    }
-
-    /// Where the flow may stand; asks for the entry, which [`FlowCache::hit`] will read.
-    #[inline(always)]
-    pub fn candidate(&self, key: &FlowKey) -> u32 {
-        let set = self.set_of(key.hash);
-        let Some(tags) = self.sets.get(set) else { return NO_CANDIDATE };
-        let matching = tags.matching(tag(key.hash));
-        if matching == 0 {
-            return NO_CANDIDATE;
+        for key in keys {
+            let set = key.hash as usize & mask;
+            key.candidate = NO_CANDIDATE;
+            let matching = sets.get(set).map_or(0, |set| set.matching(tag(key.hash)));
+            if matching == 0 {
+                continue;
+            }
+            let place = set * WAYS + matching.trailing_zeros() as usize;
+            if let Some(entry) = entries.get(place) {
+                prefetch_two_lines(entry);
+            }
+            key.candidate = place as u32;
         }
-        let place = set * WAYS + matching.trailing_zeros() as usize;
-        if let Some(entry) = self.entries.get(place) {
-            prefetch_two_lines(entry);
-        }
-        place as u32
-    }
-
-    /// The flow's decision, if it stands at its candidate (or, with the same tag, elsewhere in the set) and was made by the
-    /// tables of that generation. Counts a packet of `bytes` bytes.
-    #[inline(always)]
-    pub fn hit(&mut self, key: &FlowKey, generation: u32, bytes: u32) -> Option<Decision> {
-        let now = self.now;
-        let mut entry = self.entries.get_mut(key.candidate as usize)?;
-        if !key.is(&entry.words) {
-            let place = self.find_elsewhere(key)?;
-            entry = self.entries.get_mut(place)?;
-        }
-        if entry.generation != generation {
-            return None;
-        }
-        entry.used = now;
-        entry.packets = entry.packets.wrapping_add(1);
-        entry.bytes += u64::from(bytes);
-        Some(Decision {
-            action: entry.action,
-            slot: entry.slot,
-            flow_hash: entry.flow_hash,
-            affinity: entry.affinity,
-        })
-    }
-
-    /// Two flows of one set have the same tag: once in some ten thousand lookups of a full cache.
-    #[cold]
-    #[inline(never)]
-    fn find_elsewhere(&self, key: &FlowKey) -> Option<usize> {
-        self.find(self.set_of(key.hash), key)
+        Found { sets, entries, set_mask: mask, now: self.now }
     }
 
     fn find(&self, set: usize, key: &FlowKey) -> Option<usize> {
-        let mut matching = self.sets.get(set)?.matching(tag(key.hash));
-        while matching != 0 {
-            let place = set * WAYS + matching.trailing_zeros() as usize;
-            if self.entries.get(place).is_some_and(|entry| key.is(&entry.words)) {
-                return Some(place);
-            }
-            matching &= matching - 1;
-        }
-        None
+        find(&self.sets, &self.entries, set, key)
     }
 
     /// Remembers what was decided about a flow, whose first packet had `bytes` bytes. False where every place of its set
     /// belongs to a flow that goes on.
-    pub fn learn(&mut self, key: &FlowKey, generation: u32, decision: Decision, bytes: u32) -> bool {
+    pub fn learn(&mut self, key: &FlowKey, decision: Decision, bytes: u32) -> bool {
         let set = self.set_of(key.hash);
-        let place = self.find(set, key).or_else(|| self.place_for_new(set, generation, key.words[7]));
+        let generation = key.generation;
+        let place = self.find(set, key).or_else(|| self.place_for_new(set, key));
         let Some(place) = place else { return false };
         let now = self.now;
         let (Some(entry), Some(tags)) = (self.entries.get_mut(place), self.sets.get_mut(set)) else {
             return false;
         };
         // The same flow, decided anew, goes on counting.
-        let (packets, total) = if key.is(&entry.words) { (entry.packets, entry.bytes) } else { (0, 0) };
-        let Decision { action, slot, flow_hash, affinity } = decision;
+        let known = key.is(&entry.head, &entry.tail);
+        let (packets, total) = if known { (entry.packets, entry.bytes) } else { (0, 0) };
         *entry = Entry {
-            words: key.words,
+            head: key.head,
             generation,
-            slot,
             used: now,
-            flow_hash,
-            affinity,
-            action,
-            packets: packets.wrapping_add(1),
             bytes: total + u64::from(bytes),
+            decision,
+            packets: packets.wrapping_add(1),
+            tail: if key.has_tail() { key.tail } else { [0; TAIL_WORDS] },
         };
         tags.tags[place % WAYS] = tag(key.hash);
         true
     }
 
-    /// The place in a set that a new flow may take. `generation` is that of the new flow's tables: it tells only of
-    /// entries from the same `scope` whether they are out of date.
-    fn place_for_new(&self, set: usize, generation: u32, scope: u64) -> Option<usize> {
-        let tags = self.sets.get(set)?.tags;
-        let mut best: Option<(u32, usize)> = None;
-        for (way, tag) in tags.into_iter().enumerate() {
-            let place = set * WAYS + way;
+    /// The place in a set that a new flow with that `key` may take.
+    fn place_for_new(&self, set: usize, key: &FlowKey) -> Option<usize> {
+        let tags = self.sets.get(set)?;
+        let free = tags.matching(0);
+        if free != 0 {
+            return Some(set * WAYS + free.trailing_zeros() as usize);
+        }
+        let (mut single, mut rested) = (None, None::<(u32, usize)>);
+        // From anywhere in the set on, and mostly not far: each look at an entry is one at a line of memory.
+        for step in 0..WAYS {
+            let place = set * WAYS + ((key.hash >> 32) as usize + step) % WAYS;
             let entry = self.entries.get(place)?;
-            if tag == 0 || (entry.words[7] == scope && entry.generation != generation) {
+            let age = self.now.wrapping_sub(entry.used);
+            // The generation is of the key's own tables: it tells only of entries from the same scope.
+            let is_old = entry.head[0] == key.head[0] && entry.generation != key.generation;
+            let is_single = entry.packets == 1;
+            if is_old || (is_single && age > 0) {
                 return Some(place);
             }
-            let age = self.now.wrapping_sub(entry.used);
-            let goes_on = entry.packets > 1;
-            if goes_on && age < self.rest {
-                continue;
-            }
-            // Single packets go before flows that rest; among each, the one that was used longest ago.
-            let rank = if goes_on { age.min(u32::MAX / 2) } else { (u32::MAX / 2).saturating_add(age) };
-            if best.is_none_or(|(most, _)| rank > most) {
-                best = Some((rank, place));
+            if is_single {
+                single = Some(place);
+            } else if age >= self.rest && rested.is_none_or(|(most, _)| age > most) {
+                rested = Some((age, place));
             }
         }
-        best.map(|(_, place)| place)
+        single.or(rested.map(|(_, place)| place))
+    }
+}
+
+/// The place of a flow in a set.
+fn find(sets: &[Set], entries: &[Entry], set: usize, key: &FlowKey) -> Option<usize> {
+    let mut matching = sets.get(set)?.matching(tag(key.hash));
+    while matching != 0 {
+        let place = set * WAYS + matching.trailing_zeros() as usize;
+        if entries.get(place).is_some_and(|entry| key.is(&entry.head, &entry.tail)) {
+            return Some(place);
+        }
+        matching &= matching - 1;
+    }
+    None
+}
+
+/// A flow cache in which a burst's flows have been looked for.
+pub struct Found<'a> {
+    sets: &'a [Set],
+    entries: &'a mut [Entry],
+    set_mask: usize,
+    now: u32,
+}
+
+impl Found<'_> {
+    /// The flow's decision, if it stands at its candidate (or, with the same tag, elsewhere in the set: then that is its
+    /// candidate) and was made by the tables of the key's generation.
+    #[inline(always)]
+    pub fn find(&self, key: &mut FlowKey) -> Option<&Decision> {
+        let mut entry = self.entries.get(key.candidate as usize)?;
+        if !key.is(&entry.head, &entry.tail) {
+            let place = self.find_elsewhere(key)?;
+            key.candidate = place as u32;
+            entry = self.entries.get(place)?;
+        }
+        (entry.generation == key.generation).then_some(&entry.decision)
+    }
+
+    /// What was decided about a flow that was found.
+    #[inline(always)]
+    pub fn decision(&self, key: &FlowKey) -> Option<&Decision> {
+        Some(&self.entries.get(key.candidate as usize)?.decision)
+    }
+
+    /// A flow that was found.
+    #[inline(always)]
+    pub fn flow(&mut self, key: &FlowKey) -> Option<Flow<'_>> {
+        let now = self.now;
+        let Entry { used, packets, bytes, decision, .. } = self.entries.get_mut(key.candidate as usize)?;
+        Some(Flow { decision, now, used, packets, bytes })
+    }
+
+    /// Two flows of one set have the same tag: once in some ten thousand lookups of a full cache.
+    #[cold]
+    #[inline(never)]
+    fn find_elsewhere(&self, key: &FlowKey) -> Option<usize> {
+        find(self.sets, self.entries, key.hash as usize & self.set_mask, key)
+    }
+}
+
+/// A flow that was found.
+pub struct Flow<'a> {
+    /// What was decided about it.
+    pub decision: &'a Decision,
+    now: u32,
+    used: &'a mut u32,
+    packets: &'a mut u32,
+    bytes: &'a mut u64,
+}
+
+impl Flow<'_> {
+    /// Counts a packet of `bytes` bytes.
+    #[inline(always)]
+    pub fn count(&mut self, bytes: u32) {
+        *self.used = self.now;
+        *self.packets = self.packets.wrapping_add(1);
+        *self.bytes += u64::from(bytes);
     }
 }
 
@@ -258,8 +300,8 @@ mod tests {
     /// A key of a flow with this number; flows of one `set` (modulo the cache's sets) share it.
     fn key(number: u64, set: u64) -> FlowKey {
         let mut key = FlowKey::NONE;
-        key.words[0] = number;
-        key.words[7] = 5;
+        key.head[2] = number;
+        key.head[0] = 5;
         key.hash = number << 48 | set;
         key
     }
@@ -270,8 +312,16 @@ mod tests {
     }
 
     fn find(cache: &mut FlowCache, mut key: FlowKey, generation: u32) -> Option<u32> {
-        key.candidate = cache.candidate(&key);
-        cache.hit(&key, generation, 100).map(|decision| decision.slot)
+        key.generation = generation;
+        let mut found = cache.look(std::slice::from_mut(&mut key));
+        found.find(&mut key)?;
+        let mut flow = found.flow(&key)?;
+        flow.count(100);
+        Some(flow.decision.slot)
+    }
+
+    fn learn(cache: &mut FlowCache, key: FlowKey, generation: u32, decision: Decision, bytes: u32) -> bool {
+        cache.learn(&FlowKey { generation, ..key }, decision, bytes)
     }
 
     fn small() -> FlowCache {
@@ -283,10 +333,10 @@ mod tests {
         let mut cache = small();
         assert_eq!(cache.capacity(), 64);
         assert_eq!(find(&mut cache, key(1, 0), 7), None);
-        assert!(cache.learn(&key(1, 0), 7, decision(3), 100));
+        assert!(learn(&mut cache, key(1, 0), 7, decision(3), 100));
         assert_eq!(find(&mut cache, key(1, 0), 7), Some(3));
         assert_eq!(find(&mut cache, key(1, 0), 8), None);
-        assert!(cache.learn(&key(1, 0), 8, decision(4), 100));
+        assert!(learn(&mut cache, key(1, 0), 8, decision(4), 100));
         assert_eq!(find(&mut cache, key(1, 0), 8), Some(4));
         assert_eq!(find(&mut cache, key(1, 0), 7), None);
     }
@@ -296,7 +346,7 @@ mod tests {
         let mut cache = small();
         let twin = |number: u64| FlowKey { hash: 9 << 48 | 3, ..key(number, 3) };
         for number in 1..=8 {
-            assert!(cache.learn(&twin(number), 1, decision(number as u16), 100));
+            assert!(learn(&mut cache, twin(number), 1, decision(number as u16), 100));
         }
         for number in 1..=8 {
             assert_eq!(find(&mut cache, twin(number), 1), Some(number as u32));
@@ -308,11 +358,11 @@ mod tests {
     fn a_flood_of_new_flows_leaves_flows_that_go_on() {
         let mut cache = small();
         for number in 1..=6 {
-            assert!(cache.learn(&key(number, 2), 1, decision(number as u16), 100));
+            assert!(learn(&mut cache, key(number, 2), 1, decision(number as u16), 100));
             assert_eq!(find(&mut cache, key(number, 2), 1), Some(number as u32));
         }
         for number in 100..5000 {
-            assert!(cache.learn(&key(number, 2), 1, decision(9), 100), "the other two places serve");
+            assert!(learn(&mut cache, key(number, 2), 1, decision(9), 100), "the other two places serve");
         }
         for number in 1..=6 {
             assert_eq!(find(&mut cache, key(number, 2), 1), Some(number as u32));
@@ -323,15 +373,15 @@ mod tests {
     fn a_set_full_of_flows_that_go_on_takes_no_new_one_until_they_rest() {
         let mut cache = small();
         for number in 1..=8 {
-            assert!(cache.learn(&key(number, 2), 1, decision(1), 100));
+            assert!(learn(&mut cache, key(number, 2), 1, decision(1), 100));
             assert!(find(&mut cache, key(number, 2), 1).is_some());
         }
-        assert!(!cache.learn(&key(9, 2), 1, decision(2), 100));
-        assert!(cache.learn(&key(9, 3), 1, decision(2), 100), "another set has room");
+        assert!(!learn(&mut cache, key(9, 2), 1, decision(2), 100));
+        assert!(learn(&mut cache, key(9, 3), 1, decision(2), 100), "another set has room");
         cache.now += cache.rest / 2;
         (2..=8).for_each(|number| assert!(find(&mut cache, key(number, 2), 1).is_some()));
         cache.now += cache.rest / 2 + 1;
-        assert!(cache.learn(&key(9, 2), 1, decision(2), 100));
+        assert!(learn(&mut cache, key(9, 2), 1, decision(2), 100));
         assert_eq!(find(&mut cache, key(1, 2), 1), None, "the one that rested longest is out");
         (2..=8).for_each(|number| assert!(find(&mut cache, key(number, 2), 1).is_some()));
     }
@@ -340,10 +390,10 @@ mod tests {
     fn flows_of_tables_that_moved_on_give_their_places_away() {
         let mut cache = small();
         for number in 1..=8 {
-            assert!(cache.learn(&key(number, 2), 1, decision(1), 100));
+            assert!(learn(&mut cache, key(number, 2), 1, decision(1), 100));
             assert!(find(&mut cache, key(number, 2), 1).is_some());
         }
-        assert!(cache.learn(&key(9, 2), 2, decision(2), 100));
+        assert!(learn(&mut cache, key(9, 2), 2, decision(2), 100));
         assert_eq!(find(&mut cache, key(9, 2), 2), Some(2));
     }
 }

@@ -1,17 +1,13 @@
-//! First stage: is the packet sound, and is its sender who it says it is? Answers what the host answers itself.
+//! Second stage: is the packet sound, and is its sender who it says it is? Answers what the host answers itself.
 //!
-//! A packet of a plain shape gets the key of its flow and goes on: the decision about the flow, once made, includes who
-//! may send it, and is found by that key. Any other packet, and each that turns out to be the first of its flow
-//! (see [`super::classify`]), is admitted in full. From a VF, in this order: headers; source MAC; ARP and ND (with the addresses that
-//! they claim); DHCP where trapped; source address; broadcast and the configured traps. From an uplink: see
-//! [`super::underlay`].
+//! Packets of known flows have been decided about by now. From a VF, in this order: headers; source MAC; ARP and ND (with
+//! the addresses that they claim); DHCP where trapped; source address; broadcast and the configured traps. From an uplink:
+//! see [`super::underlay`].
 
 use super::parcel::{Meta, Parcels, Parts, Verdict, Words};
 use super::underlay::Underlay;
-use crate::action::PortId;
 use crate::control::notice::Notices;
 use crate::counters::DropReason;
-use crate::flows::key::{FlowKey, Scope, Shape};
 use crate::rules::key::KEY_WORDS;
 use crate::snapshot::{PortEntry, PortRole, Snapshot, VfEntry};
 use crate::wire::frame::{Frame, Network, WINDOW_BYTES};
@@ -21,18 +17,16 @@ use forebay_pipeline::stage::Stage;
 use forebay_sriov::Packet;
 use std::net::Ipv6Addr;
 
-/// The first stage.
+/// The second stage.
 pub struct Admit {
     snapshot: Subscriber<Snapshot>,
     underlay: Underlay,
-    seed: u64,
 }
 
 impl Admit {
-    /// A stage that reports to the control side what neighbours say. Flow keys are hashed with `seed`, which nobody outside
-    /// should know.
-    pub fn new(snapshot: Subscriber<Snapshot>, notices: Notices, seed: u64) -> Admit {
-        Admit { snapshot, underlay: Underlay::new(notices), seed }
+    /// A stage that reports to the control side what neighbours say.
+    pub fn new(snapshot: Subscriber<Snapshot>, notices: Notices) -> Admit {
+        Admit { snapshot, underlay: Underlay::new(notices) }
     }
 
     /// Looks at the newest snapshot from now on.
@@ -47,93 +41,40 @@ impl Stage<Parcels> for Admit {
 
     #[inline(never)]
     fn process(&mut self, burst: &mut Parcels) {
-        let Admit { snapshot, underlay, seed } = self;
+        let Admit { snapshot, underlay } = self;
         let snapshot = snapshot.current();
-        let (mut keyed, mut admitted) = (0u64, 0u64);
-        let (mut known_port, mut port) = (NO_PORT, None);
-        let Parts { packets, metas, keys, words } = burst.parts();
+        let mut admitted = 0;
+        let keyed = burst.keyed;
+        let Parts { packets, metas, keys, words, .. } = burst.parts();
         let mut bit = 1u64;
-        let places = packets.iter_mut().zip(metas.iter_mut()).zip(keys.iter_mut()).zip(words.iter_mut());
-        for (((packet, meta), key), words) in places {
+        let places = packets.iter_mut().zip(metas.iter_mut()).zip(keys.iter().zip(words.iter_mut()));
+        for ((packet, meta), (key, words)) in places {
             let here = bit;
             bit <<= 1;
             if meta.verdict != Verdict::Open {
                 continue;
             }
-            if meta.port != known_port {
-                known_port = meta.port;
-                port = snapshot.port(known_port);
-            }
-            let Some(port) = port else {
+            let Some(port) = snapshot.port(meta.port) else {
                 meta.verdict = Verdict::Drop(DropReason::PortDown);
                 continue;
             };
-            let has_key = match &port.role {
-                PortRole::Vf(_) => {
-                    write_flow::<true>(packet, meta, *seed, key) || write_flow_v6(packet, meta, *seed, key)
-                }
-                PortRole::Uplink(uplink) => {
-                    super::underlay::write_flow(port, uplink, (packet, meta), *seed, key)
-                }
-            };
-            if has_key {
-                keyed |= here;
-                continue;
-            }
             match &port.role {
+                PortRole::Vf(vf) if keyed & here != 0 => {
+                    let frame = Frame { key: key.fields(), layout: meta.layout };
+                    admit_frame(port, vf, packet, meta, (&frame, words));
+                }
                 PortRole::Vf(vf) => admit_vf(port, vf, packet, meta, words),
+                PortRole::Uplink(uplink) if keyed & here != 0 => {
+                    super::underlay::admit_flow(port, uplink, packet, meta, words);
+                }
                 PortRole::Uplink(uplink) => underlay.admit(port, uplink, packet, meta, words),
             }
             if meta.verdict == Verdict::Open {
                 admitted |= here;
             }
         }
-        burst.keyed = keyed;
         burst.admitted = admitted;
     }
-}
-
-/// The number of no port.
-const NO_PORT: PortId = PortId(u16::MAX);
-
-/// Writes the key of what a VF sent, where its shape is plain and it goes to one station. `V4`: over IPv4, else over IPv6.
-#[inline(always)]
-fn write_flow<const V4: bool>(packet: &Packet, meta: &mut Meta, seed: u64, key: &mut FlowKey) -> bool {
-    let (bytes, length) = (packet.data(), packet.len());
-    let Some(shape) = (if V4 { Shape::of_v4(bytes, length) } else { Shape::of_v6(bytes, length) }) else {
-        return false;
-    };
-    if shape.is_to_a_group() {
-        return false;
-    }
-    meta.layout = shape.layout;
-    shape.write_key(Scope::egress(meta.port.0), seed, key);
-    true
-}
-
-/// Out of the way of IPv4.
-#[inline(never)]
-fn write_flow_v6(packet: &Packet, meta: &mut Meta, seed: u64, key: &mut FlowKey) -> bool {
-    write_flow::<false>(packet, meta, seed, key)
-}
-
-/// Admits a parcel whose flow was not known; true where rules are to decide, who then look at `words`.
-///
-/// It has a key, so it is neither ARP nor ND nor anything else that the host answers.
-pub(super) fn admit_flow(
-    snapshot: &Snapshot,
-    packet: &mut Packet,
-    meta: &mut Meta,
-    words: &mut Words,
-) -> bool {
-    match snapshot.port(meta.port) {
-        None => meta.verdict = Verdict::Drop(DropReason::PortDown),
-        Some(port) => match &port.role {
-            PortRole::Vf(vf) => admit_vf(port, vf, packet, meta, words),
-            PortRole::Uplink(uplink) => super::underlay::admit_flow(port, uplink, packet, meta, words),
-        },
-    }
-    meta.verdict == Verdict::Open
 }
 
 /// Makes the first `bytes` bytes contiguous, as far as the packet has them; false where it cannot be done.
@@ -167,7 +108,19 @@ fn admit_vf(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta
         meta.verdict = Verdict::Drop(DropReason::Malformed);
         return;
     };
-    meta.set_flow(&frame);
+    admit_frame(port, vf, packet, meta, (&frame, words));
+}
+
+/// As [`admit_vf`], where the frame is known to be sound.
+#[inline(always)]
+fn admit_frame(
+    port: &PortEntry,
+    vf: &VfEntry,
+    packet: &mut Packet,
+    meta: &mut Meta,
+    (frame, words): (&Frame, &mut Words),
+) {
+    meta.set_flow(frame);
     words[..KEY_WORDS].copy_from_slice(&frame.key.0);
     if frame.key.src_mac() != wire::mac_bits(port.mac) {
         meta.verdict = Verdict::Drop(DropReason::SourceMac);
@@ -178,10 +131,10 @@ fn admit_vf(port: &PortEntry, vf: &VfEntry, packet: &mut Packet, meta: &mut Meta
         Network::Ipv6 => frame.key.ipv6().is_some_and(|(src, _)| vf.sources.allow_v6(src)),
         Network::Other | Network::Arp => true,
     };
-    if allowed && !is_special(&frame, vf) {
+    if allowed && !is_special(frame, vf) {
         return;
     }
-    admit_special(port, vf, packet, meta, (&frame, allowed));
+    admit_special(port, vf, packet, meta, (frame, allowed));
 }
 
 /// Not the ordinary unicast packet between hosts.

@@ -5,7 +5,7 @@
 //! full costs the packet, with a reason; nobody waits.
 
 use super::ledger::{Class, Ledger, Origin};
-use super::parcel::{Meta, Parcels, Verdict};
+use super::parcel::{Exit, Meta, Parcels, Verdict};
 use super::parking::Parking;
 use super::vlan;
 use crate::action::PortId;
@@ -415,6 +415,25 @@ impl Shortcut {
 }
 
 impl Dispatch {
+    /// Sends a burst that leaves as a whole; false, and nothing done, where its packets have to be looked at.
+    #[inline(always)]
+    fn send_all(&mut self, batch: &mut Parcels, exit: &Exit) -> bool {
+        let Exit { from, to, class, bytes, longest, .. } = *exit;
+        let verdict = exit.verdict();
+        let Some(shortcut) = self.shortcut(&Meta { verdict, ..Meta::received(from) }) else { return false };
+        let packets = batch.len();
+        let Some(Some(lane)) = self.lanes.get_mut(shortcut.device) else { return false };
+        if longest > shortcut.longest_frame_bytes || !lane.burst.is_empty() {
+            return false;
+        }
+        batch.move_to(&mut lane.burst);
+        let origin = Origin { from, to, class, bytes: 0 };
+        lane.note(Run { origin, packets: packets as u32, bytes });
+        self.filled |= 1 << shortcut.device;
+        self.flush();
+        true
+    }
+
     /// The way that the packet has gone, for those behind it. None where each has to be looked at: behind a tag, while the port is
     /// down, or while anything waits for a next hop.
     #[inline(always)]
@@ -507,6 +526,12 @@ impl Stage<Parcels> for Dispatch {
 
     #[inline(never)]
     fn process(&mut self, batch: &mut Parcels) {
+        if let Some(exit) = batch.exit.take() {
+            if self.send_all(batch, &exit) {
+                return;
+            }
+            batch.iter_mut().for_each(|(_, meta)| meta.verdict = exit.verdict());
+        }
         // Packets mostly follow each other to the same port: what there is to know about it is looked up once.
         let mut shortcut: Option<Shortcut> = None;
         for (mut packet, meta) in batch.drain() {

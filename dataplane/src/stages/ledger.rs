@@ -1,7 +1,7 @@
 //! The worker's account book: the one place where packets are counted.
 
 use crate::action::PortId;
-use crate::counters::{DropReason, PortCounters, WorkerTally};
+use crate::counters::{DropReason, PortCounters, RuleCounter, WorkerTally};
 use forebay_pipeline::prefetch::prefetch;
 use std::sync::Arc;
 
@@ -141,12 +141,10 @@ impl Ledger {
         }
     }
 
-    /// Asks for the counters that [`Ledger::matched`] will write.
+    /// The counters of rules by themselves, for many packets.
     #[inline(always)]
-    pub fn prefetch_rule(&self, slot: u32) {
-        if let Some(counter) = self.tally.rules.get(slot) {
-            prefetch(counter);
-        }
+    pub fn rules(&self) -> RuleBook<'_> {
+        RuleBook { counters: self.tally.rules.all() }
     }
 
     /// Packets of `bytes` bytes left by a transmit queue, all of the same origin.
@@ -168,7 +166,29 @@ impl Ledger {
     /// A rule decided about a packet.
     #[inline(always)]
     pub fn matched(&self, slot: u32, bytes: u64) {
-        if let Some(counter) = self.tally.rules.get(slot) {
+        self.rules().matched(slot, bytes);
+    }
+}
+
+/// The counters of rules.
+#[derive(Clone, Copy)]
+pub struct RuleBook<'a> {
+    counters: &'a [RuleCounter],
+}
+
+impl RuleBook<'_> {
+    /// Asks for the counters that [`RuleBook::matched`] will write.
+    #[inline(always)]
+    pub fn prefetch(self, slot: u32) {
+        if let Some(counter) = self.counters.get(slot as usize) {
+            prefetch(counter);
+        }
+    }
+
+    /// A rule decided about a packet.
+    #[inline(always)]
+    pub fn matched(self, slot: u32, bytes: u64) {
+        if let Some(counter) = self.counters.get(slot as usize) {
             counter.packets.add(1);
             counter.bytes.add(bytes);
         }

@@ -1,4 +1,4 @@
-//! The stages of the packet path: admit, classify, transform, dispatch.
+//! The stages of the packet path: recall, admit, classify, transform, dispatch.
 //!
 //! A stage never removes a packet from its batch; it writes its [`parcel::Verdict`], and stages behind it leave alone what is
 //! decided. Only [`dispatch`] lets packets go, each in exactly one way, and counts it: so nothing disappears uncounted.
@@ -6,9 +6,11 @@
 pub mod admit;
 pub mod classify;
 pub mod dispatch;
+mod express;
 pub mod ledger;
 pub mod parcel;
 pub mod parking;
+pub mod recall;
 pub mod receive;
 pub mod transform;
 pub mod underlay;

@@ -1,10 +1,13 @@
 //! A packet on its way, with what the stages have found out about it, and the burst in which it travels.
 
+use super::ledger::Class;
 use crate::action::{PackedAction, PortId};
 use crate::counters::DropReason;
+use crate::flows::cache::{Decision, NO_SLOT};
 use crate::flows::key::FlowKey;
 use crate::rules::pattern::INGRESS_WORDS;
 use crate::wire::frame::{Fragment, Frame, Layout};
+use arrayvec::ArrayVec;
 use forebay_pipeline::batch::{BATCH, Items};
 use forebay_sriov::{BURST, Packet, PacketBurst};
 
@@ -25,18 +28,15 @@ pub struct Meta {
     pub inner_offset: u16,
     /// Of the packet that rules look at (of a tunnelled packet, the inner one), where its layers begin.
     pub layout: Layout,
-    /// Hash of the flow, for the outer source port.
-    pub flow_hash: u16,
-    /// Hash of the flow without its ports, for the choice of a worker.
-    pub affinity: u16,
     /// The outer packet's ECN bits.
     pub outer_ecn: u8,
     /// Trapped unless a rule that names layer 2 decides otherwise.
     pub trap_by_default: bool,
     /// What becomes of it.
     pub verdict: Verdict,
-    /// With [`Verdict::Act`], what is to be done. It stands beside the verdict, not in it, so that it is copied as a whole.
-    pub action: PackedAction,
+    /// The flow's hashes; and with [`Verdict::Act`], what is to be done. It stands beside the verdict, not in it, so that it
+    /// is copied as a whole.
+    pub decision: Decision,
 }
 
 // A parcel is one cache line: stages pass over them in turn, and rings between cores carry them.
@@ -79,28 +79,42 @@ impl Meta {
             port,
             inner_offset: 0,
             layout: Layout::UNKNOWN,
-            flow_hash: 0,
-            affinity: 0,
             outer_ecn: 0,
             trap_by_default: false,
             verdict: Verdict::Open,
-            action: PackedAction::TRAP,
+            decision: Decision { action: PackedAction::TRAP, slot: NO_SLOT, flow_hash: 0, affinity: 0 },
         }
     }
 
-    /// A rule decided.
+    /// As [`Meta::received`], in the place of an earlier packet's: what only counts once it is found out is left as it is.
     #[inline(always)]
-    pub fn act(&mut self, action: PackedAction) {
+    pub fn renew(&mut self, port: PortId) {
+        self.port = port;
+        self.inner_offset = 0;
+        self.outer_ecn = 0;
+        self.trap_by_default = false;
+        self.verdict = Verdict::Open;
+    }
+
+    /// It is decided what becomes of it.
+    #[inline(always)]
+    pub fn act(&mut self, decision: &Decision) {
         self.verdict = Verdict::Act;
-        self.action = action;
+        self.decision = *decision;
+    }
+
+    /// Bytes that count for a rule: as received, or inside the tunnel.
+    #[inline(always)]
+    pub fn counted_bytes(&self, packet: &Packet) -> u32 {
+        (packet.len() - usize::from(self.inner_offset)) as u32
     }
 
     /// Takes from the packet that rules look at what the later stages need.
     #[inline(always)]
     pub fn set_flow(&mut self, frame: &Frame) {
         self.layout = frame.layout;
-        self.flow_hash = frame.key.flow_hash(frame.fragment == Fragment::Whole) as u16;
-        self.affinity = frame.key.flow_hash(false) as u16;
+        self.decision.flow_hash = frame.key.flow_hash(frame.fragment == Fragment::Whole) as u16;
+        self.decision.affinity = frame.key.flow_hash(false) as u16;
     }
 }
 
@@ -124,6 +138,62 @@ pub struct Parcels {
     pub keyed: u64,
     /// A bit for each place with words.
     pub admitted: u64,
+    /// All packets came from one port.
+    pub is_of_one_port: bool,
+    /// Of a burst that leaves as a whole: how. Its metas tell nothing then.
+    pub exit: Option<Exit>,
+    lessons: ArrayVec<Lesson, BATCH>,
+}
+
+/// What was decided about a flow that was not known.
+#[derive(Clone, Copy, Debug)]
+pub struct Lesson {
+    /// The place of its key.
+    pub place: usize,
+    /// The decision.
+    pub decision: Decision,
+    /// Bytes of the packet.
+    pub bytes: u32,
+}
+
+/// How packets of one burst leave that are ready, down to the next hop's MAC, and all counted alike.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit {
+    /// The port that received them.
+    pub from: PortId,
+    /// The port that they leave through.
+    pub to: PortId,
+    /// With [`Class::Sent`], the next hop's slot.
+    pub next_hop: u32,
+    /// How they are counted.
+    pub class: Class,
+    /// All their bytes.
+    pub bytes: u64,
+    /// Bytes of the longest of them.
+    pub longest: usize,
+}
+
+impl Exit {
+    /// A way out that nothing has taken yet.
+    #[inline(always)]
+    pub fn new(from: PortId, to: PortId, next_hop: u32, class: Class) -> Exit {
+        Exit { from, to, next_hop, class, bytes: 0, longest: 0 }
+    }
+
+    /// The same way, counted alike.
+    #[inline(always)]
+    pub fn is_like(&self, other: &Exit) -> bool {
+        (self.from, self.to, self.next_hop, self.class) == (other.from, other.to, other.next_hop, other.class)
+    }
+
+    /// What it means for one packet.
+    #[inline(always)]
+    pub fn verdict(&self) -> Verdict {
+        match self.class {
+            Class::Sent => Verdict::Send { uplink: self.to, next_hop: self.next_hop },
+            Class::Delivered | Class::Originated => Verdict::Deliver(self.to),
+        }
+    }
 }
 
 /// All of a burst, place by place.
@@ -136,6 +206,8 @@ pub struct Parts<'a> {
     pub keys: &'a mut [FlowKey],
     /// What rules look at, where it is known.
     pub words: &'a mut [Words],
+    /// What was decided about flows that were not known.
+    pub lessons: &'a mut ArrayVec<Lesson, BATCH>,
 }
 
 impl Default for Parcels {
@@ -147,6 +219,9 @@ impl Default for Parcels {
             words: Box::new([[0; INGRESS_WORDS]; BATCH]),
             keyed: 0,
             admitted: 0,
+            is_of_one_port: false,
+            exit: None,
+            lessons: ArrayVec::new(),
         }
     }
 }
@@ -169,22 +244,44 @@ impl Parcels {
         self.packets.is_empty()
     }
 
-    /// Frees the packets.
+    /// Frees the packets, and forgets what was decided about them.
     pub fn clear(&mut self) {
         self.packets.clear();
+        self.lessons.clear();
+        self.exit = None;
+    }
+
+    /// A bit for each place.
+    #[inline(always)]
+    pub fn all(&self) -> u64 {
+        u64::MAX.checked_shr((BATCH - self.len()) as u32).unwrap_or(0)
     }
 
     /// Everything, place by place.
     #[inline(always)]
     pub fn parts(&mut self) -> Parts<'_> {
-        let Parcels { packets, metas, keys, words, .. } = self;
+        let Parcels { packets, metas, keys, words, lessons, .. } = self;
         let count = packets.len();
         Parts {
             packets,
             metas: metas.get_mut(..count).unwrap_or_default(),
             keys: keys.get_mut(..count).unwrap_or_default(),
             words: words.get_mut(..count).unwrap_or_default(),
+            lessons,
         }
+    }
+
+    /// Takes out what was decided about flows of the last burst, with their keys.
+    #[inline(always)]
+    pub fn take_lessons(&mut self) -> impl Iterator<Item = (&FlowKey, Lesson)> {
+        let Parcels { keys, lessons, .. } = self;
+        lessons.drain(..).filter_map(|lesson| Some((keys.get(lesson.place)?, lesson)))
+    }
+
+    /// Nothing was decided about flows of the last burst.
+    #[inline(always)]
+    pub fn has_lessons(&self) -> bool {
+        !self.lessons.is_empty()
     }
 
     /// Lets `fill` add packets to an empty burst. Their metas are to be written by [`Parcels::parts`].
@@ -203,6 +300,12 @@ impl Parcels {
     #[inline(always)]
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&mut Packet, &mut Meta)> {
         self.packets.iter_mut().zip(self.metas.iter_mut())
+    }
+
+    /// Moves all packets to the end of another burst, as far as there is room.
+    #[inline(always)]
+    pub fn move_to(&mut self, burst: &mut PacketBurst) {
+        burst.append(&mut self.packets);
     }
 
     /// Takes the packets out, in order.
@@ -226,9 +329,10 @@ impl Parcels {
 }
 
 impl Items for Parcels {
+    /// Those that stages have to look at: none of a burst that leaves as a whole.
     #[inline(always)]
     fn count(&self) -> usize {
-        self.len()
+        if self.exit.is_some() { 0 } else { self.len() }
     }
 }
 

@@ -68,7 +68,10 @@ impl Receive {
         self.counters.record(received as u64, after - before);
         let Receive { snapshot, ledger, .. } = self;
         match snapshot.current().devices.get(usize::from(queue.port())) {
-            Some(DeviceEntry { port: Some(port), vlans: None }) => take_all(burst, *port, ledger),
+            Some(DeviceEntry { port: Some(port), vlans: None }) => {
+                let is_vf = snapshot.current().port(*port).is_some_and(|port| port.is_vf());
+                take_all(burst, *port, is_vf, ledger);
+            }
             Some(entry) => take_by_vlan(burst, entry, ledger),
             None => burst.clear(),
         }
@@ -78,12 +81,17 @@ impl Receive {
 
 /// Every packet belongs to the device's own port.
 #[inline(never)]
-fn take_all(burst: &mut Parcels, port: PortId, ledger: &Ledger) {
+fn take_all(burst: &mut Parcels, port: PortId, is_vf: bool, ledger: &Ledger) {
+    burst.is_of_one_port = true;
     let Parts { packets, metas, .. } = burst.parts();
     packets.iter().for_each(Packet::prefetch_header);
+    if is_vf {
+        // It will mostly be encapsulated.
+        packets.iter().for_each(Packet::prefetch_headroom);
+    }
     let mut bytes = 0;
     for (packet, meta) in packets.iter_mut().zip(metas.iter_mut()) {
-        *meta = Meta::received(port);
+        meta.renew(port);
         if packet.has_stripped_vlan() {
             meta.verdict = restore_tag(packet);
         }
@@ -99,6 +107,7 @@ fn take_by_vlan(burst: &mut Parcels, entry: &DeviceEntry, ledger: &Ledger) {
         // The device is being taken away: nobody counts the packets of its own port any more.
         burst.fill(|packets| packets.retain(|packet| behind_tag(entry, packet).is_some()));
     }
+    burst.is_of_one_port = false;
     let Parts { packets, metas, .. } = burst.parts();
     packets.iter().for_each(Packet::prefetch_header);
     for (packet, meta) in packets.iter_mut().zip(metas.iter_mut()) {

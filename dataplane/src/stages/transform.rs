@@ -1,20 +1,20 @@
-//! Third stage: does what the rule says. Encapsulates, decapsulates, pushes and pops tags, and tells a tenant whose packet
-//! is too large for the way.
+//! Fourth stage: does what the rule says, unless the first stage has done it. Encapsulates, decapsulates, pushes and pops
+//! tags, and tells a tenant whose packet is too large for the way.
 
 use super::admit::replace;
+use super::express::{encapsulate, vlans_beside};
 use super::parcel::{Meta, Parcels, Verdict};
 use super::vlan;
 use crate::action::{Action, PortId, TunnelRef};
 use crate::counters::DropReason;
-use crate::snapshot::{PortEntry, PortRole, Snapshot, Tunnel};
+use crate::snapshot::{PortEntry, PortRole, Snapshot};
 use crate::wire::frame::{Frame, Layout, Network, WINDOW_BYTES};
-use crate::wire::vxlan::Patch;
-use crate::wire::{ETHERNET_BYTES, VLAN_TAG_BYTES, checksum, icmp, mac_from_bits};
+use crate::wire::{ETHERNET_BYTES, MAC_BYTES, VLAN_TAG_BYTES, checksum, icmp, mac_from_bits};
 use forebay_pipeline::publish::Subscriber;
 use forebay_pipeline::stage::Stage;
 use forebay_sriov::Packet;
 
-/// The third stage.
+/// The fourth stage.
 pub struct Transform {
     snapshot: Subscriber<Snapshot>,
 }
@@ -38,76 +38,19 @@ impl Stage<Parcels> for Transform {
     #[inline(never)]
     fn process(&mut self, batch: &mut Parcels) {
         let snapshot = self.snapshot.current();
-        let mut way = Way::NONE;
         for (packet, meta) in batch.iter_mut() {
-            if meta.verdict != Verdict::Act {
-                continue;
+            if meta.verdict == Verdict::Act {
+                transform(snapshot, packet, meta);
             }
-            if let Some((tunnel, inner_dst_mac)) = meta.action.plain_forward() {
-                if tunnel != way.of {
-                    way = Way::new(snapshot, tunnel);
-                }
-                if let Some(tunnel) = way.plain_v4
-                    && packet.len() <= way.most_bytes
-                    && encapsulate_v4(packet, meta, tunnel, inner_dst_mac)
-                {
-                    meta.verdict = Verdict::Send { uplink: tunnel.uplink, next_hop: tunnel.next_hop };
-                    continue;
-                }
-            }
-            transform(snapshot, packet, meta);
         }
-    }
-}
-
-/// A tunnel over IPv4 and what fits into it: looked up once for packets that follow each other.
-struct Way<'a> {
-    of: TunnelRef,
-    plain_v4: Option<&'a Tunnel>,
-    /// The longest inner frame.
-    most_bytes: usize,
-}
-
-impl<'a> Way<'a> {
-    const NONE: Way<'static> =
-        Way { of: TunnelRef { slot: u32::MAX, generation: 0 }, plain_v4: None, most_bytes: 0 };
-
-    fn new(snapshot: &'a Snapshot, of: TunnelRef) -> Way<'a> {
-        let tunnel = snapshot.tunnel(of).filter(|tunnel| !tunnel.template.covers_payload());
-        let uplink = tunnel.and_then(|tunnel| snapshot.port(tunnel.uplink));
-        let Some((tunnel, uplink)) = tunnel.zip(uplink) else { return Way { of, ..Way::NONE } };
-        let most_bytes = usize::from(uplink.mtu).saturating_sub(tunnel.template.l3_overhead());
-        Way { of, plain_v4: Some(tunnel), most_bytes }
-    }
-}
-
-/// The common case of [`forward`]; false, and the headers not written, where the buffer has no room.
-#[inline(always)]
-fn encapsulate_v4(packet: &mut Packet, meta: &Meta, tunnel: &Tunnel, inner_dst_mac: Option<[u8; 6]>) -> bool {
-    let inner_bytes = packet.len();
-    if let Some(mac) = inner_dst_mac
-        && let Some(field) = packet.data_mut().first_chunk_mut::<6>()
-    {
-        *field = mac;
-    }
-    let flow_hash = u32::from(meta.flow_hash);
-    let patch = Patch { inner_bytes, ecn: meta.layout.traffic_class & 3, flow_hash, inner_sum: 0 };
-    match packet.prepend_array() {
-        Some(out) => {
-            tunnel.template.write_v4(out, &patch);
-            true
-        }
-        None => false,
     }
 }
 
 /// Does what the rule says, whatever it is.
 #[inline(never)]
 fn transform(snapshot: &Snapshot, packet: &mut Packet, meta: &mut Meta) {
-    meta.verdict = match meta.action.unpack() {
-        Action::Forward { tunnel, inner_dst_mac, push_vlan } => {
-            forward(snapshot, packet, meta, tunnel, (inner_dst_mac, push_vlan))
-        }
+    meta.verdict = match meta.decision.action.unpack() {
+        Action::Forward { tunnel, push_vlan, .. } => forward(snapshot, packet, meta, tunnel, push_vlan),
         Action::Deliver { port, pop_vlan, push_vlan } => {
             deliver(snapshot, packet, meta, port, pop_vlan, push_vlan)
         }
@@ -122,7 +65,7 @@ fn forward(
     packet: &mut Packet,
     meta: &Meta,
     tunnel: TunnelRef,
-    (inner_dst_mac, push_vlan): (Option<[u8; 6]>, u16),
+    push_vlan: u16,
 ) -> Verdict {
     // The rule was deleted while the packet was on its way between two workers.
     let Some(tunnel) = snapshot.tunnel(tunnel) else { return Verdict::Drop(DropReason::NoRule) };
@@ -135,32 +78,18 @@ fn forward(
         let fits = usize::from(uplink.mtu).saturating_sub(template.l3_overhead() + l2_bytes);
         return too_big(snapshot, packet, meta, fits);
     }
-    if let Some(mac) = inner_dst_mac
-        && let Some(field) = packet.data_mut().first_chunk_mut::<6>()
-    {
-        *field = mac;
-    }
     if push_vlan != 0 && !vlan::push(packet, push_vlan) {
         return Verdict::Drop(DropReason::NoBuffer);
     }
-    let flow_hash = u32::from(meta.flow_hash);
-    let mut patch = Patch { inner_bytes, ecn: meta.layout.traffic_class & 3, flow_hash, inner_sum: 0 };
-    if template.covers_payload() {
-        patch.inner_sum = sum(packet);
-        let Some(out) = packet.prepend_array() else { return Verdict::Drop(DropReason::NoBuffer) };
-        template.write_v6(out, &patch);
-    } else {
-        let Some(out) = packet.prepend_array() else { return Verdict::Drop(DropReason::NoBuffer) };
-        template.write_v4(out, &patch);
+    // Whoever sends it resolves the next hop, or has the packet wait for it.
+    let is_done = match template.covers_payload() {
+        false => encapsulate::<false>(packet, meta, &meta.decision, template, [0; MAC_BYTES]),
+        true => encapsulate::<true>(packet, meta, &meta.decision, template, [0; MAC_BYTES]),
+    };
+    match is_done {
+        true => Verdict::Send { uplink: tunnel.uplink, next_hop: tunnel.next_hop },
+        false => Verdict::Drop(DropReason::NoBuffer),
     }
-    Verdict::Send { uplink: tunnel.uplink, next_hop: tunnel.next_hop }
-}
-
-/// The sum of the whole packet.
-fn sum(packet: &Packet) -> u64 {
-    let mut sum = checksum::Segments::new(0);
-    packet.segments().for_each(|segment| sum.add(segment));
-    sum.sum()
 }
 
 #[inline(always)]
@@ -200,8 +129,7 @@ fn deliver(
 /// reach that port past all rules by tagging what it sends.
 #[inline(always)]
 fn is_another_ports(snapshot: &Snapshot, port: &PortEntry, packet: &Packet) -> bool {
-    let vlans = snapshot.devices.get(usize::from(port.device)).and_then(|device| device.vlans.as_ref());
-    let Some(vlans) = vlans.filter(|_| port.vlan == 0) else { return false };
+    let Some(vlans) = vlans_beside(snapshot, port) else { return false };
     vlan::outermost(packet.data()).is_some_and(|id| matches!(vlans.get(usize::from(id)), Some(Some(_))))
 }
 

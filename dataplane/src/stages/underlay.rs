@@ -4,12 +4,15 @@ use super::admit::{answer, answer_echo, make_contiguous};
 use super::parcel::{Meta, Verdict, Words};
 use crate::control::notice::{Notice, Notices};
 use crate::counters::DropReason;
-use crate::flows::key::{FlowKey, Scope, Shape};
+use crate::flows::key::{self, FlowKey, Scope, Shape};
 use crate::rules::pattern::ingress_words;
 use crate::rules::rule::Opaque;
-use crate::snapshot::{PortEntry, UplinkEntry};
+use crate::snapshot::{OWN_IPV4, PortEntry, UplinkEntry};
 use crate::wire::frame::{Fragment, Frame, Network, WINDOW_BYTES};
-use crate::wire::{self, UDP_BYTES, arp, be16, checksum, nd, protocol, vxlan};
+use crate::wire::vxlan::VXLAN_BYTES;
+use crate::wire::{
+    self, ETHERNET_BYTES, IPV4_BYTES, UDP_BYTES, arp, be16, checksum, le64, nd, protocol, vxlan,
+};
 use forebay_sriov::Packet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -202,16 +205,88 @@ pub(super) fn admit_flow(
     }
 }
 
-/// Writes the key of what came through a VXLAN, where both the outer and the inner packet are of a plain shape.
-#[inline(never)]
-pub(super) fn write_flow(
-    port: &PortEntry,
-    uplink: &UplinkEntry,
-    (packet, meta): (&Packet, &mut Meta),
-    seed: u64,
+/// An uplink, and the generation of the tables that decide about its packets.
+#[derive(Clone, Copy)]
+pub(super) struct Side<'a> {
+    port: &'a PortEntry,
+    uplink: &'a UplinkEntry,
+    generation: u32,
+    /// Its MAC and its IPv4 address as they stand in a packet, and whether it has one.
+    mac: u64,
+    ipv4: Option<u32>,
+}
+
+impl<'a> Side<'a> {
+    pub fn new(port: &'a PortEntry, uplink: &'a UplinkEntry, generation: u32) -> Side<'a> {
+        let [a, b, c, d, e, f] = port.mac;
+        let mac = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        let ipv4 = uplink.ipv4.map(|address| u32::from_le_bytes(address.octets()));
+        Side { port, uplink, generation, mac, ipv4 }
+    }
+}
+
+/// Bytes of what is in front of the inner frame.
+const OUTER_V4_BYTES: usize = ETHERNET_BYTES + IPV4_BYTES + UDP_BYTES + VXLAN_BYTES;
+/// Bit of a word of six bytes of MAC and two of the next one: that one is a group's.
+const FROM_A_GROUP: u64 = 1 << 48;
+
+/// Writes the key of what came through a VXLAN to the uplink's own address over IPv4, with IPv4 inside, where the outer and
+/// the inner packet are of a plain shape, nothing stands behind the datagram and it has no checksum.
+#[inline(always)]
+pub(super) fn write_key_v4(
+    side: Side<'_>,
+    packet: &Packet,
+    meta: &mut Meta,
     key: &mut FlowKey,
+    seed: u64,
 ) -> bool {
-    let Some((scope, inner_offset, outer_class)) = tunnel_of(port, uplink, packet) else { return false };
+    let (bytes, length) = (packet.data(), packet.len());
+    let Some((head, inner)) = bytes.split_first_chunk::<OUTER_V4_BYTES>() else { return false };
+    let word = |at| le64(head, at);
+    let macs = word(0);
+    let inner_bytes = length.wrapping_sub(OUTER_V4_BYTES);
+    let udp_bytes = (inner_bytes + UDP_BYTES + VXLAN_BYTES) as u16;
+    let ours = macs & 0xffff_ffff_ffff == side.mac && macs & FROM_A_GROUP == 0;
+    if !ours || !key::is_whole_ipv4(word(8), word(14), word(22), word(30), udp_bytes + IPV4_BYTES as u16) {
+        return false;
+    }
+    // Destination port, length, and no checksum.
+    let udp = u64::from(vxlan::UDP_PORT.swap_bytes()) | u64::from(udp_bytes.swap_bytes()) << 16;
+    let (is_udp, header) = (word(22) as u16 >> 8 == u16::from(protocol::UDP), word(42));
+    if !is_udp
+        || word(34) >> 16 != udp
+        || header & u64::from(vxlan::FLAG_VNI) == 0
+        || side.ipv4 != Some(word(30) as u32)
+    {
+        return false;
+    }
+    let vni = (header >> 32) as u32 & 0x00ff_ffff;
+    let scope = Scope::vxlan_v4(side.port.id.0, vni, OWN_IPV4, (word(22) >> 32) as u32, side.generation);
+    match Shape::write_v4(inner, inner_bytes, scope, seed, key) {
+        Some(shape) if !shape.is_from_a_group() => {
+            meta.inner_offset = OUTER_V4_BYTES as u16;
+            meta.outer_ecn = head[15] & 3;
+            meta.layout = shape.layout;
+            true
+        }
+        _ => false,
+    }
+}
+
+/// As [`write_key_v4`], for whatever has a plain shape outside and inside.
+#[inline(never)]
+pub(super) fn write_key(
+    side: Side<'_>,
+    packet: &Packet,
+    meta: &mut Meta,
+    key: &mut FlowKey,
+    seed: u64,
+) -> bool {
+    let outer = Shape::of(packet.data(), packet.len());
+    let Some((scope, inner_offset, outer_class)) = outer.and_then(|outer| tunnel_of(side, &outer, packet))
+    else {
+        return false;
+    };
     let inner_bytes = packet.len().saturating_sub(inner_offset);
     let inner = packet.data().get(inner_offset..).and_then(|inner| Shape::of(inner, inner_bytes));
     let Some(inner) = inner.filter(|inner| !inner.is_from_a_group()) else { return false };
@@ -224,14 +299,14 @@ pub(super) fn write_flow(
 
 /// The tunnel that a packet came through, where the inner frame begins, and the outer traffic class.
 #[inline(always)]
-fn tunnel_of(port: &PortEntry, uplink: &UplinkEntry, packet: &Packet) -> Option<(Scope, usize, u8)> {
+fn tunnel_of(side: Side<'_>, outer: &Shape, packet: &Packet) -> Option<(Scope, usize, u8)> {
+    let Side { port, uplink, generation, .. } = side;
     let (bytes, length) = (packet.data(), packet.len());
-    let outer = Shape::of(bytes, length)?;
     if !outer.is_to(port.mac) || outer.is_from_a_group() {
         return None;
     }
     let l4 = usize::from(outer.layout.l4_offset);
-    let header = bytes.get(l4..)?.first_chunk::<{ UDP_BYTES + vxlan::VXLAN_BYTES }>()?;
+    let header = bytes.get(l4..)?.first_chunk::<{ UDP_BYTES + VXLAN_BYTES }>()?;
     let udp_bytes = usize::from(u16::from_be_bytes([header[4], header[5]]));
     let vxlan_port = u16::from_be_bytes([header[2], header[3]]) == vxlan::UDP_PORT;
     // Bytes behind the datagram have to be cut off first, which the full way does.
@@ -239,25 +314,25 @@ fn tunnel_of(port: &PortEntry, uplink: &UplinkEntry, packet: &Packet) -> Option<
         return None;
     }
     let covered = header[6] | header[7] != 0;
-    if covered && !covered_bytes_are_right(packet, &outer, l4) {
+    if covered && !covered_bytes_are_right(packet, outer, l4) {
         return None;
     }
-    let vni = u32::from_be_bytes([0, header[12], header[13], header[14]]);
+    let vni = u32::from_le_bytes([header[12], header[13], header[14], 0]);
     let scope = match outer.layout.network {
         Network::Ipv4 => {
             let (source, local) = outer.ipv4_ends();
-            Scope::vxlan_v4(port.id.0, vni, uplink.local_v4(local)?, source)
+            Scope::vxlan_v4(port.id.0, vni, uplink.local_v4(local)?, source.swap_bytes(), generation)
         }
         _ => {
             let (source, local) = outer.ipv6_ends();
-            Scope::vxlan_v6(port.id.0, vni, uplink.local_v6(local)?, source)
+            Scope::vxlan_v6(port.id.0, vni, uplink.local_v6(local)?, source, generation)
         }
     };
-    Some((scope, l4 + UDP_BYTES + vxlan::VXLAN_BYTES, outer.layout.traffic_class))
+    Some((scope, l4 + UDP_BYTES + VXLAN_BYTES, outer.layout.traffic_class))
 }
 
 /// Whether the UDP checksum, which is not zero, is right. Only of a packet in one piece: else the full way finds out.
-#[inline(always)]
+#[inline(never)]
 fn covered_bytes_are_right(packet: &Packet, outer: &Shape, l4: usize) -> bool {
     let bytes = packet.data();
     let whole = bytes.len() == packet.len();
@@ -312,7 +387,7 @@ fn open_tunnel(
     packet.truncate(l4 + udp_bytes);
     let window = packet.data();
     let vni = vxlan::parse_vni(window, l4 + UDP_BYTES).ok_or(DropReason::Malformed)?;
-    let inner_offset = l4 + UDP_BYTES + vxlan::VXLAN_BYTES;
+    let inner_offset = l4 + UDP_BYTES + VXLAN_BYTES;
     let inner_bytes = (l4 + udp_bytes).checked_sub(inner_offset).ok_or(DropReason::Malformed)?;
     let inner = window.get(inner_offset..).ok_or(DropReason::Malformed)?;
     let inner = Frame::parse(&inner[..inner.len().min(WINDOW_BYTES)], inner_bytes)

@@ -5,42 +5,48 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+/// Bytes that [`add`] takes at a time.
+const STRIDE: usize = 32;
+
 /// Adds the bytes to `sum` as big-endian 16-bit words; an odd last byte counts as the high byte of a word.
 #[inline]
-pub fn add(mut sum: u64, bytes: &[u8]) -> u64 {
-    let mut words = bytes.chunks_exact(4);
-    for word in &mut words {
-        if let Ok(word) = <[u8; 4]>::try_from(word) {
-            sum += u64::from(u32::from_be_bytes(word));
+pub fn add(sum: u64, bytes: &[u8]) -> u64 {
+    // Summed in the byte order of the machine, which the end-around carry does not mind (RFC 1071, section 2), in lanes
+    // that do not wait for each other and have room for 2^32 words.
+    let (strides, rest) = bytes.as_chunks::<STRIDE>();
+    let mut lanes = [0u64; STRIDE / 8];
+    for stride in strides {
+        let (words, _) = stride.as_chunks::<8>();
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            let word = u64::from_le_bytes(*word);
+            *lane += (word & 0xffff_ffff) + (word >> 32);
         }
     }
-    let mut rest = words.remainder().chunks_exact(2);
-    for word in &mut rest {
-        sum += u64::from(u16::from_be_bytes([word[0], word[1]]));
-    }
-    if let [last] = rest.remainder() {
-        sum += u64::from(*last) << 8;
-    }
-    sum
+    let [a, b, c, d] = lanes;
+    let (words, rest) = rest.as_chunks::<4>();
+    let mut low = a + b + c + d + words.iter().map(|word| u64::from(u32::from_le_bytes(*word))).sum::<u64>();
+    low += match *rest {
+        [a, b, c] => u64::from(u16::from_le_bytes([a, b])) + u64::from(c),
+        [a, b] => u64::from(u16::from_le_bytes([a, b])),
+        [a] => u64::from(a),
+        _ => 0,
+    };
+    sum + u64::from((!fold(low)).swap_bytes())
 }
 
 /// The sum folded to 16 bits and complemented: the value of the checksum field.
-#[inline]
-pub fn fold(mut sum: u64) -> u16 {
-    sum = (sum >> 32) + (sum & 0xffff_ffff);
-    sum = (sum >> 32) + (sum & 0xffff_ffff);
-    sum = (sum >> 16) + (sum & 0xffff);
-    sum = (sum >> 16) + (sum & 0xffff);
-    sum = (sum >> 16) + (sum & 0xffff);
-    !(sum as u16)
+#[inline(always)]
+pub fn fold(sum: u64) -> u16 {
+    // The upper half of the sum of both halves, once each way round, has the carry of the lower one added.
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    !(sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// As [`fold`], for the sum of less than 65,536 words.
 #[inline(always)]
 pub fn fold_small(sum: u64) -> u16 {
     let sum = sum as u32;
-    let sum = (sum >> 16) + (sum & 0xffff);
-    !((sum >> 16) + sum) as u16
+    !(sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// The checksum field of `bytes`, whose own field is zero; over a header with its field in place, 0 means correct.
@@ -60,6 +66,7 @@ pub fn pseudo_v6(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, length: u32) -> u64
 }
 
 /// A UDP checksum field: a computed zero is sent as all ones (RFC 768).
+#[inline(always)]
 pub fn udp_field(sum: u64) -> u16 {
     match fold(sum) {
         0 => 0xffff,

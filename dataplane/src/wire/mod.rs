@@ -11,6 +11,8 @@ pub mod icmp;
 pub mod nd;
 pub mod vxlan;
 
+/// Bytes of a MAC address.
+pub const MAC_BYTES: usize = 6;
 /// Bytes of an Ethernet header without tags.
 pub const ETHERNET_BYTES: usize = 14;
 /// Bytes of one IEEE 802.1Q tag.

@@ -1,14 +1,16 @@
 //! VXLAN (RFC 7348): the header, and the outer headers of one tunnel as a template.
 //!
 //! A [`Template`] holds Ethernet, IPv4 or IPv6, UDP and VXLAN headers ready to be copied in front of a frame; per
-//! packet only lengths, the ECN bits, the UDP source port and the checksums are patched (the next hop's MAC, which may
-//! not be known yet, is written last, by whoever sends the packet). The IPv4
+//! packet only the next hop's MAC, lengths, the ECN bits, the UDP source port and the checksums are patched. The IPv4
 //! header checksum is finished from a sum that was made with the template. Choices where the RFC leaves one:
 //! don't-fragment is set with identification 0 (an atomic datagram, RFC 6864); the UDP checksum is 0 over IPv4 as
 //! RFC 7348 advises, and computed over IPv6, because receivers discard zero there unless told otherwise (RFC 6936).
 
-use super::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, be32, checksum, ethertype, le64, protocol};
+use super::{
+    ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, MAC_BYTES, UDP_BYTES, be32, checksum, ethertype, protocol,
+};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
 
 /// The IANA port of VXLAN.
 pub const UDP_PORT: u16 = 4789;
@@ -40,17 +42,22 @@ pub fn source_port(flow_hash: u32) -> u16 {
 
 /// The outer headers of one tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Template {
-    bytes: [u8; MAX_TEMPLATE_BYTES],
-    length: u8,
+    /// Of all headers, the next hop's MAC included.
+    length: NonZeroU16,
     /// The sum, folded to 16 bits, of the IPv4 header without lengths and ECN, or of the IPv6 pseudo-header and the
     /// constant part of UDP and VXLAN.
-    sum: u64,
+    sum: u16,
+    /// What stands behind the next hop's MAC.
+    bytes: [u8; MAX_TEMPLATE_BYTES - MAC_BYTES],
 }
 
 /// What differs from packet to packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Patch {
+    /// The next hop's MAC; zeros where it is not known yet, and whoever sends the packet writes it.
+    pub next_hop: [u8; MAC_BYTES],
     /// Bytes of the inner frame.
     pub inner_bytes: usize,
     /// ECN bits of the inner packet, copied out (RFC 6040, normal mode); 0 for what is not IP.
@@ -73,66 +80,48 @@ impl Template {
         ttl: u8,
         dscp: u8,
     ) -> Option<Template> {
-        let mut template = Template { bytes: [0; MAX_TEMPLATE_BYTES], length: 0, sum: 0 };
+        let mut bytes = [0; MAX_TEMPLATE_BYTES];
         let l3 = ETHERNET_BYTES;
-        template.bytes[6..12].copy_from_slice(&src_mac);
+        bytes[MAC_BYTES..2 * MAC_BYTES].copy_from_slice(&src_mac);
         let (ether_type, l4) = match (source, remote) {
             (IpAddr::V4(source), IpAddr::V4(remote)) => {
-                template.set_ipv4(source, remote, ttl, dscp);
+                set_ipv4(&mut bytes, source, remote, ttl, dscp);
                 (ethertype::IPV4, l3 + IPV4_BYTES)
             }
             (IpAddr::V6(source), IpAddr::V6(remote)) => {
-                template.set_ipv6(source, remote, ttl, dscp);
+                set_ipv6(&mut bytes, source, remote, ttl, dscp);
                 (ethertype::IPV6, l3 + IPV6_BYTES)
             }
             _ => return None,
         };
-        template.bytes[12..14].copy_from_slice(&ether_type.to_be_bytes());
-        template.bytes[l4 + 2..l4 + 4].copy_from_slice(&UDP_PORT.to_be_bytes());
-        template.bytes[l4 + 8] = FLAG_VNI;
-        template.bytes[l4 + 12..l4 + 16].copy_from_slice(&(vni << 8).to_be_bytes());
-        template.length = (l4 + UDP_BYTES + VXLAN_BYTES) as u8;
+        bytes[12..14].copy_from_slice(&ether_type.to_be_bytes());
+        bytes[l4 + 2..l4 + 4].copy_from_slice(&UDP_PORT.to_be_bytes());
+        bytes[l4 + 8] = FLAG_VNI;
+        bytes[l4 + 12..l4 + 16].copy_from_slice(&(vni << 8).to_be_bytes());
         let covered = match (source, remote) {
             (IpAddr::V6(source), IpAddr::V6(remote)) => {
                 checksum::pseudo_v6(source, remote, protocol::UDP, 0)
-                    + checksum::add(0, &template.bytes[l4..l4 + UDP_BYTES + VXLAN_BYTES])
+                    + checksum::add(0, &bytes[l4..l4 + UDP_BYTES + VXLAN_BYTES])
             }
-            _ => checksum::add(0, &template.bytes[l3..l4]),
+            _ => checksum::add(0, &bytes[l3..l4]),
         };
-        template.sum = u64::from(!checksum::fold(covered));
-        Some(template)
-    }
-
-    fn set_ipv4(&mut self, source: Ipv4Addr, remote: Ipv4Addr, ttl: u8, dscp: u8) {
-        let header = &mut self.bytes[ETHERNET_BYTES..ETHERNET_BYTES + IPV4_BYTES];
-        header[0] = 0x45;
-        header[1] = dscp << 2;
-        header[6] = 0x40;
-        header[8] = ttl;
-        header[9] = protocol::UDP;
-        header[12..16].copy_from_slice(&source.octets());
-        header[16..20].copy_from_slice(&remote.octets());
-    }
-
-    fn set_ipv6(&mut self, source: Ipv6Addr, remote: Ipv6Addr, hop_limit: u8, dscp: u8) {
-        let header = &mut self.bytes[ETHERNET_BYTES..ETHERNET_BYTES + IPV6_BYTES];
-        header[0] = 0x60 | dscp >> 2;
-        header[1] = dscp << 6;
-        header[6] = protocol::UDP;
-        header[7] = hop_limit;
-        header[8..24].copy_from_slice(&source.octets());
-        header[24..40].copy_from_slice(&remote.octets());
+        let [_, _, _, _, _, _, bytes @ ..] = bytes;
+        Some(Template {
+            length: NonZeroU16::new((l4 + UDP_BYTES + VXLAN_BYTES) as u16)?,
+            sum: !checksum::fold(covered),
+            bytes,
+        })
     }
 
     /// Bytes put in front of the inner frame.
     #[inline(always)]
     pub fn len(&self) -> usize {
-        usize::from(self.length)
+        usize::from(self.length.get())
     }
 
     /// Never: a template has headers.
     pub fn is_empty(&self) -> bool {
-        self.length == 0
+        false
     }
 
     /// Bytes of the outer network packet beyond the inner frame.
@@ -153,18 +142,13 @@ impl Template {
     pub fn write_v4(&self, out: &mut [u8; V4_BYTES], patch: &Patch) {
         let udp_bytes = (patch.inner_bytes + UDP_BYTES + VXLAN_BYTES) as u16;
         let total = udp_bytes + IPV4_BYTES as u16;
-        let sum = self.sum + u64::from(total) + u64::from(patch.ecn);
-        let ports = u64::from(source_port(patch.flow_hash).swap_bytes());
-        let checksum = u64::from(checksum::fold_small(sum).swap_bytes());
-        // Eight bytes at a time, each field where it stands in the little-endian word: wide stores, and none read back.
-        let word = |at: usize| le64(&self.bytes, at);
-        put64(out, 0, word(0));
-        put64(out, 6, word(6));
-        put64(out, 14, word(14) | u64::from(patch.ecn) << 8 | u64::from(total.swap_bytes()) << 16);
-        put64(out, 22, word(22) | checksum << 16);
-        put64(out, 30, word(30) | ports << 32);
-        put64(out, 42, word(42));
-        put64(out, 38, word(38) | u64::from(udp_bytes.swap_bytes()));
+        let sum = u64::from(self.sum) + u64::from(total) + u64::from(patch.ecn);
+        self.copy_to(out, patch.next_hop);
+        out[15] |= patch.ecn;
+        put16(out, 16, total);
+        put16(out, 24, checksum::fold_small(sum));
+        put16(out, 34, source_port(patch.flow_hash));
+        put16(out, 38, udp_bytes);
     }
 
     /// As [`Template::write_v4`], over IPv6, where the UDP checksum covers the inner frame.
@@ -172,20 +156,48 @@ impl Template {
     pub fn write_v6(&self, out: &mut [u8; MAX_TEMPLATE_BYTES], patch: &Patch) {
         let port = source_port(patch.flow_hash);
         let udp_bytes = (patch.inner_bytes + UDP_BYTES + VXLAN_BYTES) as u16;
-        *out = self.bytes;
+        let sum = u64::from(self.sum) + 2 * u64::from(udp_bytes) + u64::from(port) + patch.inner_sum;
+        self.copy_to(out, patch.next_hop);
         out[15] |= patch.ecn << 4;
-        out[18..20].copy_from_slice(&udp_bytes.to_be_bytes());
-        out[54..56].copy_from_slice(&port.to_be_bytes());
-        out[58..60].copy_from_slice(&udp_bytes.to_be_bytes());
-        let sum = self.sum + 2 * u64::from(udp_bytes) + u64::from(port) + patch.inner_sum;
-        out[60..62].copy_from_slice(&checksum::udp_field(sum).to_be_bytes());
+        put16(out, 18, udp_bytes);
+        put16(out, 54, port);
+        put16(out, 58, udp_bytes);
+        put16(out, 60, checksum::udp_field(sum));
+    }
+
+    #[inline(always)]
+    fn copy_to<const N: usize>(&self, out: &mut [u8; N], next_hop: [u8; MAC_BYTES]) {
+        let (mac, rest) = out.split_at_mut(MAC_BYTES);
+        mac.copy_from_slice(&next_hop);
+        rest.copy_from_slice(&self.bytes[..N - MAC_BYTES]);
     }
 }
 
+fn set_ipv4(bytes: &mut [u8], source: Ipv4Addr, remote: Ipv4Addr, ttl: u8, dscp: u8) {
+    let header = &mut bytes[ETHERNET_BYTES..ETHERNET_BYTES + IPV4_BYTES];
+    header[0] = 0x45;
+    header[1] = dscp << 2;
+    header[6] = 0x40;
+    header[8] = ttl;
+    header[9] = protocol::UDP;
+    header[12..16].copy_from_slice(&source.octets());
+    header[16..20].copy_from_slice(&remote.octets());
+}
+
+fn set_ipv6(bytes: &mut [u8], source: Ipv6Addr, remote: Ipv6Addr, hop_limit: u8, dscp: u8) {
+    let header = &mut bytes[ETHERNET_BYTES..ETHERNET_BYTES + IPV6_BYTES];
+    header[0] = 0x60 | dscp >> 2;
+    header[1] = dscp << 6;
+    header[6] = protocol::UDP;
+    header[7] = hop_limit;
+    header[8..24].copy_from_slice(&source.octets());
+    header[24..40].copy_from_slice(&remote.octets());
+}
+
 #[inline(always)]
-fn put64<const N: usize>(bytes: &mut [u8; N], at: usize, word: u64) {
+fn put16<const N: usize>(bytes: &mut [u8; N], at: usize, value: u16) {
     if let Some(field) = bytes[at..].first_chunk_mut() {
-        *field = word.to_le_bytes();
+        *field = value.to_be_bytes();
     }
 }
 
@@ -198,7 +210,7 @@ mod tests {
     fn encapsulate(source: IpAddr, remote: IpAddr, inner: &[u8], ecn: u8, flow_hash: u32) -> Vec<u8> {
         let template = Template::new([2, 0, 0, 0, 0, 1], source, remote, 0x00ab_cdef, 64, 46).unwrap();
         let inner_sum = checksum::add(0, inner);
-        let patch = Patch { inner_bytes: inner.len(), ecn, flow_hash, inner_sum };
+        let patch = Patch { next_hop: [0; 6], inner_bytes: inner.len(), ecn, flow_hash, inner_sum };
         let (mut v4, mut v6) = ([0; V4_BYTES], [0; MAX_TEMPLATE_BYTES]);
         let mut out = match source {
             IpAddr::V4(_) => {

@@ -15,6 +15,7 @@ use forebay_dataplane::stages::admit::Admit;
 use forebay_dataplane::stages::classify::Classify;
 use forebay_dataplane::stages::dispatch::{Dispatch, DispatchParts, Handoff, Way};
 use forebay_dataplane::stages::ledger::Ledger;
+use forebay_dataplane::stages::recall::Recall;
 use forebay_dataplane::stages::receive::Receive;
 use forebay_dataplane::stages::transform::Transform;
 use forebay_dataplane::task::{COMMANDS, Command, Exit, Fused, PacketTask, Part};
@@ -113,11 +114,22 @@ pub struct Lab {
 /// The stages of a fused worker.
 pub struct Stages {
     pub receive: Receive,
+    pub recall: Recall,
     pub admit: Admit,
     pub classify: Classify,
     pub transform: Transform,
     pub exit: Exit,
     pub ledger: Ledger,
+}
+
+/// A first stage, with `neighbours` one that makes packets ready.
+pub fn recall(
+    publisher: &Publisher<Snapshot>,
+    ledger: &Ledger,
+    neighbours: Option<Arc<Neighbours>>,
+) -> Recall {
+    let flows = FlowCache::new(FLOWS).unwrap();
+    Recall::new(publisher.subscribe("recall"), ledger.clone(), flows, FLOW_SEED, neighbours)
 }
 
 /// A lab with a fused worker at work in it.
@@ -171,8 +183,8 @@ impl World {
     /// As [`World::new`], with other ways to the devices: `handoffs` are the rings to the other workers.
     pub fn with(handoffs: Vec<Option<RingProducer<Handoff>>>, mut way: impl FnMut(TxQueue) -> Way) -> World {
         let (mut lab, queues) = Lab::new();
-        let Stages { receive, admit, classify, transform, exit, ledger } = lab.stages(handoffs);
-        let chain = Chain::new((admit, classify, transform));
+        let Stages { receive, recall, admit, classify, transform, exit, ledger } = lab.stages(handoffs);
+        let chain = Chain::new((recall, admit, classify, transform));
         let (mut commands, obeyed) = ring("commands", COMMANDS);
         let mut batch = Batch::new();
         for (receive, transmit) in queues {
@@ -259,12 +271,9 @@ impl Lab {
         let publisher = &self.publisher;
         Stages {
             receive: Receive::new(publisher.subscribe("receive"), ledger.clone(), counters),
-            admit: Admit::new(publisher.subscribe("admit"), tell, FLOW_SEED),
-            classify: Classify::new(
-                publisher.subscribe("classify"),
-                ledger.clone(),
-                FlowCache::new(FLOWS).unwrap(),
-            ),
+            recall: recall(publisher, &ledger, Some(self.neighbours.clone())),
+            admit: Admit::new(publisher.subscribe("admit"), tell),
+            classify: Classify::new(publisher.subscribe("classify"), ledger.clone()),
             transform: Transform::new(publisher.subscribe("transform")),
             exit: Exit {
                 dispatch: self.dispatch(&ledger, handoffs),

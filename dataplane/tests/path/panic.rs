@@ -8,6 +8,7 @@ use forebay_dataplane::stages::classify::Classify;
 use forebay_dataplane::stages::dispatch::Way;
 use forebay_dataplane::stages::ledger::Ledger;
 use forebay_dataplane::stages::parcel::Parcels;
+use forebay_dataplane::stages::recall::Recall;
 use forebay_dataplane::stages::receive::Receive;
 use forebay_dataplane::stages::transform::Transform;
 use forebay_dataplane::task::Exit;
@@ -35,7 +36,7 @@ impl Stage<Parcels> for Bomb {
 /// A fused worker with a bomb among its stages; it recovers as the packet task does.
 struct Fragile {
     receive: Receive,
-    chain: Chain<(Admit, Bomb, Classify, Transform)>,
+    chain: Chain<(Bomb, Recall, Admit, Classify, Transform)>,
     exit: Exit,
     ledger: Ledger,
     batch: Parcels,
@@ -67,7 +68,7 @@ impl Task for Fragile {
 
 fn fragile() -> (Lab, Fragile) {
     let (mut lab, queues) = Lab::new();
-    let Stages { mut receive, admit, classify, transform, mut exit, ledger } = lab.stages(Vec::new());
+    let Stages { mut receive, recall, admit, classify, transform, mut exit, ledger } = lab.stages(Vec::new());
     for (queue, transmit) in queues {
         receive.attach(queue);
         exit.dispatch.attach(transmit.port(), Way::Queue(transmit));
@@ -76,7 +77,7 @@ fn fragile() -> (Lab, Fragile) {
         lab,
         Fragile {
             receive,
-            chain: Chain::new((admit, Bomb, classify, transform)),
+            chain: Chain::new((Bomb, recall, admit, classify, transform)),
             exit,
             ledger,
             batch: Parcels::new(),

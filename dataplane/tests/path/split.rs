@@ -55,7 +55,8 @@ impl Split {
         let (to_first, from_front) = ring("front-first", RING_PACKETS);
         let (to_second, from_front_too) = ring("front-second", RING_PACKETS);
         let (over, into_first) = ring("second-first", RING_PACKETS);
-        let chain = Chain::new((admit, classify));
+        let recall = recall(&lab.publisher, &ledger, None);
+        let chain = Chain::new((recall, admit, classify));
         let part = Part::Front(Box::new(Front {
             receive,
             chain,

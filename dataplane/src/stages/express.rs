@@ -1,0 +1,297 @@
+//! The short way of packets whose flow is known and that need no more than new headers: encapsulated or opened at once,
+//! with the next hop's MAC, so that only their departure is left. Whatever is not as usual is left alone.
+
+use super::ledger::{Class, Ledger};
+use super::parcel::{Exit, Meta, each_place};
+use crate::action::PortId;
+use crate::flows::cache::{Decision, Flow, Found};
+use crate::flows::key::FlowKey;
+use crate::snapshot::{Neighbours, PortEntry, Snapshot, Tunnel};
+use crate::wire::vxlan::{MAX_TEMPLATE_BYTES, Patch, Template, V4_BYTES};
+use crate::wire::{ETHERNET_BYTES, MAC_BYTES, checksum};
+use forebay_pipeline::batch::BATCH;
+use forebay_sriov::Packet;
+
+/// A piece of a burst, from one port, whose flows have been looked for.
+pub(super) struct Piece<'a> {
+    pub port: PortId,
+    pub packets: &'a mut [Packet],
+    pub metas: &'a mut [Meta],
+    pub keys: &'a [FlowKey],
+    pub flows: Found<'a>,
+    /// A bit for each packet whose flow is known.
+    pub known: u64,
+    pub ledger: &'a Ledger,
+}
+
+/// The short way, for the packets of one burst.
+pub(super) struct Express<'a> {
+    snapshot: &'a Snapshot,
+    neighbours: &'a Neighbours,
+    way: Way,
+    door: Door,
+    /// Where the first packet goes, and all that go there.
+    exit: Option<Exit>,
+    /// The packets that go there, a bit each.
+    ready: u64,
+}
+
+/// The way to a next hop.
+struct Way {
+    /// [`Tunnel::hop`].
+    hop: u64,
+    /// The longest inner frame; 0 where each packet has to be looked at by itself.
+    most_bytes: usize,
+    mac: [u8; MAC_BYTES],
+    /// With the bytes of the longest packet.
+    exit: Exit,
+}
+
+/// The way to a port that is delivered to.
+struct Door {
+    /// The longest frame; 0 where each packet has to be looked at by itself.
+    most_bytes: usize,
+    exit: Exit,
+}
+
+/// Packets that follow each other and go the same way.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    packets: usize,
+    bytes: u64,
+}
+
+impl<'a> Express<'a> {
+    #[inline(always)]
+    pub fn new(snapshot: &'a Snapshot, neighbours: &'a Neighbours) -> Express<'a> {
+        let nowhere = |class| Exit::new(NO_PORT, NO_PORT, 0, class);
+        Express {
+            snapshot,
+            neighbours,
+            way: Way { hop: u64::MAX, most_bytes: 0, mac: [0; MAC_BYTES], exit: nowhere(Class::Sent) },
+            door: Door { most_bytes: 0, exit: nowhere(Class::Delivered) },
+            exit: None,
+            ready: 0,
+        }
+    }
+
+    /// Does what was decided about the packet at `place` of a piece, which is known, and about those that follow it and go
+    /// the same way. Returns how many they are: none where that packet does not go the short way at all. The piece begins at
+    /// place `first` of the burst.
+    #[inline(always)]
+    pub fn take(&mut self, piece: &mut Piece<'_>, place: usize, first: usize) -> usize {
+        let from = piece.port;
+        let Some(action) = piece.decision(place).map(|decision| &decision.action) else { return 0 };
+        let (run, exit) = if let Some(tunnel) = action.plain_forward() {
+            let Some(tunnel) = self.snapshot.tunnel(tunnel) else { return 0 };
+            if tunnel.hop() != self.way.hop || self.way.exit.from != from {
+                self.turn_to_hop(tunnel, from);
+            }
+            let run = match tunnel.template.covers_payload() {
+                false => self.forward::<false>(piece, place),
+                true => self.forward::<true>(piece, place),
+            };
+            (run, self.way.exit)
+        } else if let Some(to) = action.plain_deliver() {
+            if (self.door.exit.to, self.door.exit.from) != (to, from) {
+                self.turn_to_port(to, from);
+            }
+            (self.deliver(piece, place), self.door.exit)
+        } else {
+            return 0;
+        };
+        if run.packets > 0 {
+            self.note(piece.metas, (place, first), run, exit);
+        }
+        run.packets
+    }
+
+    /// Encapsulates. `V6`: over IPv6.
+    #[inline(never)]
+    fn forward<const V6: bool>(&self, piece: &mut Piece<'_>, place: usize) -> Run {
+        let Way { hop, most_bytes, mac, .. } = self.way;
+        let (tunnels, rules) = (self.snapshot.tunnels.slots(), piece.ledger.rules());
+        piece.each_of_run(place, |packet, meta, flow| {
+            let decision = flow.decision;
+            let tunnel = tunnels.get(decision.action.plain_forward()?)?;
+            let bytes = packet.len();
+            if tunnel.hop() != hop
+                || bytes > most_bytes
+                || !encapsulate::<V6>(packet, meta, decision, &tunnel.template, mac)
+            {
+                return None;
+            }
+            flow.count(bytes as u32);
+            rules.matched(decision.slot, bytes as u64);
+            Some(bytes + template_bytes(V6))
+        })
+    }
+
+    /// Delivers.
+    #[inline(never)]
+    fn deliver(&self, piece: &mut Piece<'_>, place: usize) -> Run {
+        let Door { most_bytes, exit } = self.door;
+        let rules = piece.ledger.rules();
+        piece.each_of_run(place, |packet, meta, flow| {
+            let bytes = meta.counted_bytes(packet) as usize;
+            let decision = flow.decision;
+            if decision.action.plain_deliver() != Some(exit.to) || bytes > most_bytes || !open(packet, meta) {
+                return None;
+            }
+            flow.count(bytes as u32);
+            rules.matched(decision.slot, bytes as u64);
+            Some(bytes)
+        })
+    }
+
+    /// Notes how packets leave.
+    #[inline(always)]
+    fn note(&mut self, metas: &mut [Meta], (place, first): (usize, usize), run: Run, exit: Exit) {
+        let of_burst = self.exit.get_or_insert(exit);
+        if of_burst.is_like(&exit) {
+            self.ready |= (u64::MAX >> (BATCH - run.packets)) << (place + first);
+            of_burst.bytes += run.bytes;
+        } else {
+            metas.iter_mut().skip(place).take(run.packets).for_each(|meta| meta.verdict = exit.verdict());
+        }
+    }
+
+    /// How all of a burst leaves, whose packets have these bits; `None` where each packet's verdict tells.
+    #[inline(always)]
+    pub fn exit(self, all: u64, metas: &mut [Meta]) -> Option<Exit> {
+        let exit = self.exit?;
+        if self.ready == all {
+            return Some(exit);
+        }
+        each_place(self.ready, |place| {
+            if let Some(meta) = metas.get_mut(place) {
+                meta.verdict = exit.verdict();
+            }
+        });
+        None
+    }
+
+    #[inline(never)]
+    fn turn_to_hop(&mut self, tunnel: &Tunnel, from: PortId) {
+        let mtu = self.snapshot.port(tunnel.uplink).map_or(0, |uplink| usize::from(uplink.mtu));
+        let mac = self.neighbours.resolve(tunnel.next_hop);
+        let most_bytes = mac.map_or(0, |_| mtu.saturating_sub(tunnel.template.l3_overhead()));
+        let mut exit = Exit::new(from, tunnel.uplink, tunnel.next_hop, Class::Sent);
+        exit.longest = most_bytes + tunnel.template.len();
+        self.way = Way { hop: tunnel.hop(), most_bytes, mac: mac.unwrap_or_default(), exit };
+    }
+
+    #[inline(never)]
+    fn turn_to_port(&mut self, to: PortId, from: PortId) {
+        let port = self.snapshot.port(to).filter(|port| vlans_beside(self.snapshot, port).is_none());
+        let most_bytes = port.map_or(0, |port| ETHERNET_BYTES + usize::from(port.mtu));
+        let mut exit = Exit::new(from, to, 0, Class::Delivered);
+        exit.longest = most_bytes;
+        self.door = Door { most_bytes, exit };
+    }
+}
+
+impl Piece<'_> {
+    /// What was decided about the packet at a place, which is known.
+    #[inline(always)]
+    fn decision(&self, place: usize) -> Option<&Decision> {
+        self.flows.decision(self.keys.get(place)?)
+    }
+
+    /// Leaves the packet at a place, which is known, to the stage that does what rules say.
+    #[inline(never)]
+    pub fn act(&mut self, place: usize) {
+        let Piece { packets, metas, keys, flows, ledger, .. } = self;
+        if let (Some(packet), Some(meta), Some(mut flow)) =
+            (packets.get(place), metas.get_mut(place), keys.get(place).and_then(|key| flows.flow(key)))
+        {
+            let bytes = meta.counted_bytes(packet);
+            flow.count(bytes);
+            ledger.matched(flow.decision.slot, u64::from(bytes));
+            meta.act(flow.decision);
+        }
+    }
+
+    /// Visits the packets from `place` on that are known, for as long as `visit` takes them and tells the bytes that they have
+    /// now.
+    #[inline(always)]
+    fn each_of_run(
+        &mut self,
+        place: usize,
+        mut visit: impl FnMut(&mut Packet, &Meta, &mut Flow<'_>) -> Option<usize>,
+    ) -> Run {
+        let mut run = Run::default();
+        let end = place + (self.known >> place).trailing_ones() as usize;
+        let Piece { packets, metas, keys, flows, .. } = self;
+        let (Some(packets), Some(metas), Some(keys)) =
+            (packets.get_mut(place..end), metas.get(place..end), keys.get(place..end))
+        else {
+            return run;
+        };
+        for ((packet, meta), key) in packets.iter_mut().zip(metas).zip(keys) {
+            let Some(mut flow) = flows.flow(key) else { break };
+            let Some(bytes) = visit(packet, meta, &mut flow) else { break };
+            run.packets += 1;
+            run.bytes += bytes as u64;
+        }
+        run
+    }
+}
+
+/// The number of no port.
+const NO_PORT: PortId = PortId(u16::MAX);
+
+/// The ports behind tags on a port's device, where the port itself is the one without a tag.
+#[inline(always)]
+pub(super) fn vlans_beside<'a>(snapshot: &'a Snapshot, port: &PortEntry) -> Option<&'a [Option<PortId>]> {
+    let device = snapshot.devices.get(usize::from(port.device)).filter(|_| port.vlan == 0)?;
+    device.vlans.as_ref().map(|vlans| vlans.as_slice())
+}
+
+/// Bytes that a tunnel puts in front of a frame.
+const fn template_bytes(v6: bool) -> usize {
+    if v6 { MAX_TEMPLATE_BYTES } else { V4_BYTES }
+}
+
+/// Puts a tunnel's headers in front of a frame that fits, and replaces its destination where there is another one; false,
+/// and the headers not written, where the buffer has no room. `V6`: the tunnel is over IPv6.
+#[inline(always)]
+pub(super) fn encapsulate<const V6: bool>(
+    packet: &mut Packet,
+    meta: &Meta,
+    decision: &Decision,
+    template: &Template,
+    next_hop: [u8; MAC_BYTES],
+) -> bool {
+    let inner_bytes = packet.len();
+    decision.action.set_inner_dst_mac(packet.data_mut());
+    let flow_hash = u32::from(decision.flow_hash);
+    let mut patch =
+        Patch { next_hop, inner_bytes, ecn: meta.layout.traffic_class & 3, flow_hash, inner_sum: 0 };
+    if V6 {
+        patch.inner_sum = sum(packet);
+        let Some(out) = packet.prepend_array() else { return false };
+        template.write_v6(out, &patch);
+    } else {
+        let Some(out) = packet.prepend_array() else { return false };
+        template.write_v4(out, &patch);
+    }
+    true
+}
+
+/// The sum of the whole packet.
+#[inline(always)]
+fn sum(packet: &Packet) -> u64 {
+    if packet.data().len() == packet.len() {
+        return checksum::add(0, packet.data());
+    }
+    let mut sum = checksum::Segments::new(0);
+    packet.segments().for_each(|segment| sum.add(segment));
+    sum.sum()
+}
+
+/// Strips the outer headers, if nothing was marked on the way that would have to be marked inside.
+#[inline(always)]
+fn open(packet: &mut Packet, meta: &Meta) -> bool {
+    meta.outer_ecn == 0 && packet.trim_front(usize::from(meta.inner_offset))
+}
