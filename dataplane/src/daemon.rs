@@ -56,8 +56,7 @@ pub fn run(path: &Path) -> ExitCode {
         Ok(config) => config,
         Err(problems) => return report(&problems, false),
     };
-    // Asked before DPDK pins this thread to a core.
-    let _ = forebay_pipeline::cores::available();
+    forebay_pipeline::cores::leave_to_workers(&config.workers.cores);
     let filter = tracing_subscriber::EnvFilter::try_from_env("FOREBAY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()

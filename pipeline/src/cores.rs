@@ -145,6 +145,14 @@ pub fn available() -> Vec<usize> {
         .clone()
 }
 
+/// Keeps the calling thread, and those that it starts from now on, off the cores of workers: whatever else ran there would
+/// take a worker that is always busy milliseconds at a time. Where workers have every core, or the system refuses, nothing
+/// changes; says whether it did. A worker is pinned to its core all the same.
+pub fn leave_to_workers(workers: &[usize]) -> bool {
+    let others: Vec<usize> = available().into_iter().filter(|core| !workers.contains(core)).collect();
+    !others.is_empty() && crate::os::stay_on(&others)
+}
+
 /// The cores that workers use when the user names none: all that are available but core 0, which is left to the
 /// control side and the operating system; on one core, that one.
 #[must_use]
