@@ -212,11 +212,19 @@ pub struct Tunnel {
     pub next_hop: u32,
     /// The port that it leaves through.
     pub uplink: PortId,
+    /// The largest network packet that the path is known to take, bytes; that of the uplink counts too.
+    pub path_mtu: u16,
     /// The outer headers.
     pub template: Template,
 }
 
 impl Tunnel {
+    /// Whether a frame of so many bytes is small enough for the path, once it is encapsulated.
+    #[inline(always)]
+    pub fn takes(&self, bytes: usize) -> bool {
+        bytes + self.template.l3_overhead() <= usize::from(self.path_mtu)
+    }
+
     /// Where packets go that are encapsulated, and how much is put in front of them: tunnels that have this in common
     /// differ in nothing but the bytes of their headers.
     #[inline(always)]

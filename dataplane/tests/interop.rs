@@ -49,6 +49,7 @@ scenarios! {
     layouts
     mtu
     neighbours
+    path_mtu
     restart
     scapy_diff
     two_hosts_v4

@@ -27,7 +27,8 @@ use forebay_sriov::{
     PacketPool, PoolError,
 };
 use parking_lot::{Mutex, RwLock};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
@@ -390,6 +391,16 @@ impl Host {
                 true
             }
             None => false,
+        }
+    }
+
+    /// Believes what the underlay said about the paths to tunnels' far ends, which is `told` and taken from there, unless a
+    /// change is being made: then next time.
+    pub fn mind_path_mtus(&self, told: &mut HashMap<IpAddr, u16>, now: Instant) {
+        let Some(mut desk) = self.desk.try_lock() else { return };
+        if desk.tunnels.mind_path_mtus(told.drain(), now) {
+            let next = desk.redraw(&Applied::default(), &self.book.lock());
+            self.publisher.publish(next);
         }
     }
 

@@ -18,6 +18,13 @@ pub enum Notice {
         /// Its MAC.
         mac: [u8; 6],
     },
+    /// A router of the underlay dropped a tunnel's packet because it was too large for the path.
+    TooBig {
+        /// The far end of the tunnel.
+        remote: IpAddr,
+        /// The largest network packet that the path takes, bytes.
+        mtu: u16,
+    },
     /// Packets wait for the next hop of this slot.
     Unresolved {
         /// The slot.

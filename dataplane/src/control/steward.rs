@@ -13,6 +13,7 @@ use crate::stages::ledger::{Class, Origin};
 use crate::wire::{BROADCAST_MAC, arp, nd};
 use forebay_pipeline::batch::Batch;
 use forebay_pipeline::worker::WorkerEvent;
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,8 @@ use tokio::sync::broadcast;
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// Between two looks at the clock of neighbours and at the links of devices.
 const TICK_INTERVAL: Duration = Duration::from_millis(100);
+/// Paths whose MTU is to be minded at the next tick; what is beyond them will be said again.
+const PATHS: usize = 1024;
 /// Trapped packets that a slow subscriber may be behind.
 const TRAP_BACKLOG: usize = 1024;
 
@@ -51,7 +54,13 @@ impl Steward {
     pub fn start(host: Arc<Host>, ends: Ends) -> std::io::Result<Steward> {
         let stop = Arc::new(AtomicBool::new(false));
         let (trapped, _) = broadcast::channel(TRAP_BACKLOG);
-        let mut work = Work { host, ends, trapped: trapped.clone(), next_tick: Instant::now() };
+        let mut work = Work {
+            host,
+            ends,
+            trapped: trapped.clone(),
+            path_mtus: HashMap::new(),
+            next_tick: Instant::now(),
+        };
         let asked = stop.clone();
         let thread = std::thread::Builder::new().name("steward".into()).spawn(move || {
             while !asked.load(Ordering::Relaxed) {
@@ -82,6 +91,8 @@ struct Work {
     host: Arc<Host>,
     ends: Ends,
     trapped: broadcast::Sender<Arc<TrappedFrame>>,
+    /// What the underlay said of paths to far ends and nobody has minded yet.
+    path_mtus: HashMap<IpAddr, u16>,
     next_tick: Instant,
 }
 
@@ -94,6 +105,7 @@ impl Work {
         if now >= self.next_tick {
             self.next_tick = now + TICK_INTERVAL;
             questions.extend(self.host.resolver().lock().tick(now));
+            self.host.mind_path_mtus(&mut self.path_mtus, now);
             for (port, up) in self.host.watch_links() {
                 tracing::info!("port {port:?}: link is {}", if up { "up" } else { "down" });
             }
@@ -117,6 +129,11 @@ impl Work {
                 for notice in batch.drain(..) {
                     match notice {
                         Notice::Seen { uplink, address, mac } => resolver.seen(uplink, address, mac, now),
+                        Notice::TooBig { remote, mtu } if self.path_mtus.len() < PATHS => {
+                            let known = self.path_mtus.entry(remote).or_insert(mtu);
+                            *known = mtu.min(*known);
+                        }
+                        Notice::TooBig { .. } => {}
                         Notice::Unresolved { slot } => questions.extend(resolver.wanted(slot, now)),
                     }
                 }

@@ -13,7 +13,7 @@ use crate::wire::vxlan::Template;
 use hashbrown::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What makes a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +37,11 @@ impl From<&Forward> for TunnelKey {
     }
 }
 
+/// How long what the underlay says of a path's MTU is believed: the path may take more again (RFC 1191, section 6.3).
+const PATH_MTU_LIFE: Duration = Duration::from_secs(600);
+/// Of a path that nothing was said about.
+const ANY_MTU: u16 = u16::MAX;
+
 /// The uplink of a tunnel that none leads to: no port has this number.
 const NOWHERE: PortId = PortId(u16::MAX);
 /// The next hop of such a tunnel.
@@ -58,6 +63,8 @@ pub struct Tunnels {
     entries: TunnelTable,
     free: Vec<u32>,
     generation: u32,
+    /// By far end: what its path takes, and since when that is known.
+    path_mtus: HashMap<IpAddr, (u16, Instant)>,
 }
 
 impl Tunnels {
@@ -70,6 +77,7 @@ impl Tunnels {
             entries: TunnelTable::default(),
             free: Vec::new(),
             generation: 0,
+            path_mtus: HashMap::new(),
         }
     }
 
@@ -93,7 +101,7 @@ impl Tunnels {
             (self.shared.len() - 1) as u32
         });
         let (route, next_hop) = self.lead(&key, routes);
-        self.entries.set(slot, tunnel(&key, generation, route, next_hop));
+        self.entries.set(slot, self.tunnel(&key, generation, route, next_hop));
         self.shared[slot as usize] = Some(Shared { key, generation, references: 1, route, next_hop });
         self.by_key.insert(key, slot);
         TunnelRef { slot, generation }
@@ -144,7 +152,7 @@ impl Tunnels {
                 continue;
             }
             let (route, next_hop) = self.lead(&key, routes);
-            self.entries.set(slot as u32, tunnel(&key, generation, route, next_hop));
+            self.entries.set(slot as u32, self.tunnel(&key, generation, route, next_hop));
             if let Some(Some(shared)) = self.shared.get_mut(slot) {
                 left.get_or_insert_with(Vec::new).push(std::mem::replace(&mut shared.next_hop, next_hop));
                 shared.route = route;
@@ -153,19 +161,60 @@ impl Tunnels {
         left
     }
 
+    /// Believes what the underlay says about the paths to far ends, and forgets what was said long ago. True where some
+    /// tunnel's path takes more or less now.
+    pub fn mind_path_mtus(&mut self, told: impl IntoIterator<Item = (IpAddr, u16)>, now: Instant) -> bool {
+        let mut moved = Vec::new();
+        self.path_mtus.retain(|remote, (_, since)| {
+            let lives = now.saturating_duration_since(*since) < PATH_MTU_LIFE;
+            if !lives {
+                moved.push(*remote);
+            }
+            lives
+        });
+        for (remote, mtu) in told {
+            let known = self.path_mtus.get(&remote).map_or(ANY_MTU, |(mtu, _)| *mtu);
+            if mtu <= known && self.by_key.keys().any(|key| key.remote == remote) {
+                tracing::info!("the path to {remote} takes packets of {mtu} bytes");
+                self.path_mtus.insert(remote, (mtu, now));
+                if mtu < known {
+                    moved.push(remote);
+                }
+            }
+        }
+        for slot in 0..self.shared.len() {
+            let Some(Some(Shared { key, route, generation, next_hop, .. })) = self.shared.get(slot) else {
+                continue;
+            };
+            if moved.contains(&key.remote) {
+                let entry = self.tunnel(key, *generation, *route, *next_hop);
+                self.entries.set(slot as u32, entry);
+            }
+        }
+        !moved.is_empty()
+    }
+
+    /// What workers see; `None` where source and remote are of different IP versions, which no rule's are.
+    fn tunnel(
+        &self,
+        key: &TunnelKey,
+        generation: u32,
+        route: Option<Route>,
+        next_hop: u32,
+    ) -> Option<Tunnel> {
+        let Opaque::Vxlan(vni) = key.opaque;
+        let (mac, own) = route.map_or(([0; 6], key.remote), |route| (route.mac, route.source));
+        let source = key.source.unwrap_or(own);
+        let template = Template::new(mac, source, key.remote, vni, key.ttl, key.dscp)?;
+        let path_mtu = self.path_mtus.get(&key.remote).map_or(ANY_MTU, |(mtu, _)| *mtu);
+        let uplink = route.map_or(NOWHERE, |route| route.uplink);
+        Some(Tunnel { generation, template, uplink, next_hop, path_mtu })
+    }
+
     /// The tunnels by slot, for a snapshot.
     pub fn entries(&self) -> TunnelTable {
         self.entries.clone()
     }
-}
-
-/// What workers see; `None` where source and remote are of different IP versions, which no rule's are.
-fn tunnel(key: &TunnelKey, generation: u32, route: Option<Route>, next_hop: u32) -> Option<Tunnel> {
-    let Opaque::Vxlan(vni) = key.opaque;
-    let (mac, own) = route.map_or(([0; 6], key.remote), |route| (route.mac, route.source));
-    let source = key.source.unwrap_or(own);
-    let template = Template::new(mac, source, key.remote, vni, key.ttl, key.dscp)?;
-    Some(Tunnel { generation, template, uplink: route.map_or(NOWHERE, |route| route.uplink), next_hop })
 }
 
 #[cfg(test)]
@@ -208,6 +257,26 @@ mod tests {
         let third = tunnels.acquire(key(3), &routes);
         assert_eq!(third.slot, first.slot);
         assert_ne!(third.generation, first.generation);
+    }
+
+    #[test]
+    fn a_path_takes_what_the_underlay_says_for_ten_minutes() {
+        let (mut tunnels, routes) = (tunnels(), routes(&[0]));
+        let made = tunnels.acquire(key(1), &routes);
+        let mtu = |tunnels: &Tunnels, slot| tunnels.entries().get(slot).unwrap().path_mtu;
+        let (remote, now) = (key(1).remote, Instant::now());
+        assert!(
+            !tunnels.mind_path_mtus([(IpAddr::from([192, 0, 2, 201]), 1400)], now),
+            "no tunnel goes there"
+        );
+        assert!(tunnels.mind_path_mtus([(remote, 1400)], now));
+        assert!(!tunnels.mind_path_mtus([(remote, 1450)], now), "a larger one is no news");
+        assert!(!tunnels.mind_path_mtus([(remote, 1400)], now + Duration::from_secs(100)), "said again");
+        let next = tunnels.acquire(key(2), &routes);
+        assert_eq!((mtu(&tunnels, made.slot), mtu(&tunnels, next.slot)), (1400, 1400));
+        assert!(!tunnels.mind_path_mtus([], now + Duration::from_secs(699)));
+        assert!(tunnels.mind_path_mtus([], now + Duration::from_secs(700)));
+        assert_eq!((mtu(&tunnels, made.slot), mtu(&tunnels, next.slot)), (ANY_MTU, ANY_MTU));
     }
 
     #[test]

@@ -163,8 +163,13 @@ impl Host {
 
     /// The tunnel of each egress rule.
     fn tunnels(self) -> TunnelTable {
-        let tunnel =
-            |template| Tunnel { generation: GENERATION, template, uplink: UPLINK, next_hop: NEXT_HOP };
+        let tunnel = |template| Tunnel {
+            generation: GENERATION,
+            template,
+            uplink: UPLINK,
+            next_hop: NEXT_HOP,
+            path_mtu: MTU,
+        };
         self.rules_of(Direction::Encapsulate).map(|rule| self.tunnel_out(rule).map(tunnel)).collect()
     }
 

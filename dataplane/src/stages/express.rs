@@ -117,6 +117,7 @@ impl<'a> Express<'a> {
             let bytes = packet.len();
             if tunnel.hop() != hop
                 || bytes > most_bytes
+                || !tunnel.takes(bytes)
                 || !encapsulate::<V6>(packet, meta, decision, &tunnel.template, mac)
             {
                 return None;

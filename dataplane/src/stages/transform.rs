@@ -73,9 +73,10 @@ fn forward(
     let template = &tunnel.template;
     let tag_bytes = if push_vlan != 0 { VLAN_TAG_BYTES } else { 0 };
     let inner_bytes = packet.len() + tag_bytes;
-    if inner_bytes + template.l3_overhead() > usize::from(uplink.mtu) {
+    let mtu = usize::from(uplink.mtu.min(tunnel.path_mtu));
+    if inner_bytes + template.l3_overhead() > mtu {
         let l2_bytes = usize::from(meta.layout.l3_offset) + tag_bytes;
-        let fits = usize::from(uplink.mtu).saturating_sub(template.l3_overhead() + l2_bytes);
+        let fits = mtu.saturating_sub(template.l3_overhead() + l2_bytes);
         return too_big(snapshot, packet, meta, fits);
     }
     if push_vlan != 0 && !vlan::push(packet, push_vlan) {

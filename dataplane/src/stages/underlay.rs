@@ -9,6 +9,7 @@ use crate::rules::pattern::ingress_words;
 use crate::rules::rule::Opaque;
 use crate::snapshot::{OWN_IPV4, PortEntry, UplinkEntry};
 use crate::wire::frame::{Fragment, Frame, Network, WINDOW_BYTES};
+use crate::wire::icmp::{self, Complaint};
 use crate::wire::vxlan::VXLAN_BYTES;
 use crate::wire::{
     self, ETHERNET_BYTES, IPV4_BYTES, UDP_BYTES, arp, be16, checksum, le64, nd, protocol, vxlan,
@@ -85,6 +86,15 @@ impl Underlay {
         }
         if frame.fragment != Fragment::Whole {
             return Verdict::Drop(DropReason::OuterFragment);
+        }
+        if let Some(complaint) = icmp::read_complaint(packet.data(), frame, vxlan::UDP_PORT)
+            && icmp_checksum_is_right(packet, frame)
+        {
+            let Complaint { remote, mtu } = complaint;
+            if let Some(mtu) = mtu.filter(|mtu| *mtu < port.mtu) {
+                self.notices.tell(Notice::TooBig { remote, mtu });
+            }
+            return Verdict::Local;
         }
         // An echo reply must not be larger than the question, nor go to a group.
         let answerable = addresses(frame).is_some_and(|(src, _)| is_host(src));
@@ -402,7 +412,7 @@ fn open_tunnel(
     Ok(())
 }
 
-/// The UDP checksum over the datagram, summed unless the device has done so.
+/// The UDP checksum over the datagram.
 #[cold]
 #[inline(never)]
 fn udp_checksum_is_right(packet: &Packet, outer: &Frame, l4: usize, udp_bytes: usize) -> bool {
@@ -415,8 +425,26 @@ fn udp_checksum_is_right(packet: &Packet, outer: &Frame, l4: usize, udp_bytes: u
         }
         _ => return false,
     };
-    let mut sum = checksum::Segments::new(pseudo);
-    let (mut skip, mut left) = (l4, udp_bytes);
+    sum_is_right(packet, pseudo, l4, udp_bytes)
+}
+
+/// The ICMP checksum over the message.
+fn icmp_checksum_is_right(packet: &Packet, frame: &Frame) -> bool {
+    let l4 = usize::from(frame.l4_offset);
+    let bytes = (usize::from(frame.l3_offset) + frame.l3_bytes as usize).saturating_sub(l4);
+    let pseudo = match addresses(frame) {
+        Some((IpAddr::V6(src), IpAddr::V6(dst))) => {
+            checksum::pseudo_v6(src, dst, protocol::ICMPV6, bytes as u32)
+        }
+        _ => 0,
+    };
+    sum_is_right(packet, pseudo, l4, bytes)
+}
+
+/// Whether `count` bytes from `from` on, of all segments, sum up with `sum` to what a right checksum makes of them.
+fn sum_is_right(packet: &Packet, sum: u64, from: usize, count: usize) -> bool {
+    let mut sum = checksum::Segments::new(sum);
+    let (mut skip, mut left) = (from, count);
     for segment in packet.segments() {
         let from = skip.min(segment.len());
         let until = (from + left).min(segment.len());

@@ -2,7 +2,7 @@
 
 use super::frame::{Frame, Network};
 use super::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, be16, bytes_at, checksum, ethertype, protocol, put};
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// ICMP type 3 code 4: fragmentation needed and DF set (RFC 792, RFC 1191).
 const DESTINATION_UNREACHABLE: u8 = 3;
@@ -55,6 +55,54 @@ pub fn packet_too_big(
         Network::Other | Network::Arp => return None,
     };
     Some(length)
+}
+
+/// What the underlay says about packets that this host sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Where the packets went.
+    pub remote: IpAddr,
+    /// They were larger than the path takes, which is this many bytes of network packet; `None` where it is another error.
+    pub mtu: Option<u16>,
+}
+
+/// The least MTU that is believed of an IPv4 path: what every host takes (RFC 791). Routers that tell none mean this too.
+const LEAST_V4_MTU: u16 = 576;
+/// The same of an IPv6 path (RFC 8201, section 4).
+const LEAST_V6_MTU: u32 = 1280;
+
+/// Reads an ICMP error whose checksum is right about a UDP packet to `port` that the error's addressee sent. `bytes` are the
+/// first bytes of `frame`. `None` where it is not one.
+pub fn read_complaint(bytes: &[u8], frame: &Frame, port: u16) -> Option<Complaint> {
+    if !is_error(bytes, frame) {
+        return None;
+    }
+    let message = bytes.get(usize::from(frame.l4_offset)..)?;
+    let (header, quoted) = message.split_first_chunk::<ICMP_BYTES>()?;
+    let (remote, l4, mtu): (IpAddr, usize, _) = match frame.key.ipv4() {
+        Some((_, addressee)) => {
+            let [source, remote] = [bytes_at(quoted, 12)?, bytes_at(quoted, 16)?].map(u32::from_be_bytes);
+            let ours =
+                *quoted.first()? == 0x45 && quoted.get(9) == Some(&protocol::UDP) && source == addressee;
+            let too_big = header[..2] == [DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED];
+            let mtu = u16::from_be_bytes([header[6], header[7]]).max(LEAST_V4_MTU);
+            (Ipv4Addr::from(remote).into(), ours.then_some(IPV4_BYTES)?, too_big.then_some(mtu))
+        }
+        None => {
+            let (_, addressee) = frame.key.ipv6()?;
+            let [source, remote] = [bytes_at(quoted, 8)?, bytes_at(quoted, 24)?].map(u128::from_be_bytes);
+            let ours =
+                quoted.first()? >> 4 == 6 && quoted.get(6) == Some(&protocol::UDP) && source == addressee;
+            let mtu = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+            let mtu = u16::try_from(mtu.max(LEAST_V6_MTU)).unwrap_or(u16::MAX);
+            (
+                Ipv6Addr::from(remote).into(),
+                ours.then_some(IPV6_BYTES)?,
+                (header[0] == PACKET_TOO_BIG).then_some(mtu),
+            )
+        }
+    };
+    (be16(quoted, l4 + 2) == Some(port)).then_some(Complaint { remote, mtu })
 }
 
 /// To a multicast or broadcast address, which the error could not have as its source.

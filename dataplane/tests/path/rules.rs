@@ -24,6 +24,7 @@ pub const RULES: &[&str] = &[
     r#"{"id":"a2-6","port":"vm1","match":{"dst_mac":"02:00:00:00:01:67"},"action":{"forward":{"tunnel":"vxlan","vni":100,"remote":"2001:db8::2"}}}"#,
     r#"{"id":"a-tag","port":"vm1","match":{"dst":"10.1.0.3/32"},"action":{"forward":{"tunnel":"vxlan","vni":100,"remote":"192.0.2.3","push_vlan":9,"ttl":7,"dscp":46}}}"#,
     r#"{"id":"a-tag6","port":"vm1","match":{"dst":"fd00:1::3/128"},"action":{"forward":{"tunnel":"vxlan","vni":100,"remote":"2001:db8::2","push_vlan":9,"ttl":7,"dscp":46}}}"#,
+    r#"{"id":"a-path","port":"vm1","match":{"dst":"10.5.0.0/16"},"action":{"forward":{"tunnel":"vxlan","vni":100,"remote":"192.0.2.2","ttl":9}}}"#,
     r#"{"id":"a-drop","port":"vm1","priority":10,"match":{"dst":"10.9.0.0/16","proto":"tcp","dst_port":"8000-8999"},"action":"drop"}"#,
     r#"{"id":"a-trap","port":"vm1","match":{"dst":"10.8.0.1/32"},"action":"trap"}"#,
     r#"{"id":"a-dead","port":"vm1","match":{"dst":"10.7.0.0/16"},"action":{"forward":{"tunnel":"vxlan","vni":100,"remote":"192.0.2.9"}}}"#,
@@ -89,11 +90,20 @@ fn port(name: &str) -> PortId {
     }
 }
 
+/// What the path of tunnels with a TTL of 9 takes; all others take anything.
+pub const PATH_MTU: u16 = 1400;
+
 fn tunnel(forward: &Forward, hops: &mut Hops) -> Tunnel {
     let source: IpAddr = if forward.remote.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" }.parse().unwrap();
     let Opaque::Vxlan(vni) = forward.tunnel;
     let template = Template::new(UPLINK_MAC, source, forward.remote, vni, forward.ttl, forward.dscp).unwrap();
-    Tunnel { generation: 1, template, uplink: UPLINK, next_hop: hops.acquire(forward.remote) }
+    Tunnel {
+        generation: 1,
+        template,
+        uplink: UPLINK,
+        next_hop: hops.acquire(forward.remote),
+        path_mtu: if forward.ttl == 9 { PATH_MTU } else { u16::MAX },
+    }
 }
 
 /// Compiles [`RULES`], each line changed by `change`; a line that becomes empty is left out.

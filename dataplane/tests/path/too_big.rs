@@ -2,6 +2,8 @@
 
 use crate::frames::*;
 use crate::harness::*;
+use crate::rules::PATH_MTU;
+use forebay_dataplane::control::notice::Notice;
 use forebay_dataplane::counters::DropReason;
 
 /// The ICMP error about `frame` (whose tags begin at 12), as its sender should get it.
@@ -68,6 +70,20 @@ fn for_the_uplink() {
 }
 
 #[test]
+fn for_the_path() {
+    let mut world = World::new();
+    let fits = PATH_MTU - 50;
+    let payload = usize::from(fits) - 28;
+    // The second time the flow is known.
+    for _ in 0..2 {
+        let fitting = world.run(VM1, &udp4("10.5.0.1", payload));
+        assert_eq!(fitting.frame(UPLINK).len(), usize::from(PATH_MTU) + 14);
+        let frame = udp4("10.5.0.1", payload + 1);
+        too_big(&mut world, &frame, &error4(&frame, GATEWAY_MAC, 0, fits));
+    }
+}
+
+#[test]
 fn for_a_local_port() {
     let mut world = World::new();
     let frame = |length| frame4(mac(VM1), mac(VM4), "10.1.0.1", "10.1.0.4", 0, length);
@@ -129,5 +145,39 @@ fn no_error_where_there_must_be_none() {
         icmp[54] = kind;
         let outcome = world.run(VM2, &icmp);
         assert_eq!(outcome.out.is_empty(), quiet, "ICMPv6 type {kind}");
+    }
+}
+
+#[test]
+fn a_router_tells_what_a_path_takes() {
+    let mut world = World::new();
+    for (frame, remote, least) in
+        [(udp4("10.1.0.2", 60), "192.0.2.2", 576), (udp6("fd00:1::2", 60), "2001:db8::2", 1280)]
+    {
+        let sent = world.run(VM1, &frame).frame(UPLINK).to_vec();
+        let error = |fits| match sent[12] {
+            8 => error4(&sent, PEER_MAC, 0, fits),
+            _ => error6(&sent, PEER_MAC, 0, fits),
+        };
+        for (fits, mtu) in [(1400, 1400), (least, least), (0, least), (68, least)] {
+            let told = Notice::TooBig { remote: remote.parse().unwrap(), mtu };
+            let outcome = world.run(UPLINK, &error(fits));
+            assert_eq!((outcome.notices, outcome.local), (vec![told], 1), "{remote}: {fits}");
+        }
+        // As much as the uplink takes: no news.
+        let outcome = world.run(UPLINK, &error(UPLINK_MTU));
+        assert_eq!((outcome.notices, outcome.local), (Vec::new(), 1));
+        // A wrong checksum; cut within the quoted addresses; about what this host did not send, or not through a tunnel.
+        let l4 = if sent[12] == 8 { 34 } else { 54 };
+        let quoted = l4 + 8;
+        let wrong = |at: usize| {
+            let mut bent = error(1400);
+            bent[at] ^= 1;
+            bent
+        };
+        let source = if l4 == 34 { quoted + 15 } else { quoted + 23 };
+        for bent in [wrong(l4 + 2), wrong(source), wrong(quoted + (l4 - 14) + 3)] {
+            world.run(UPLINK, &bent).is_drop(DropReason::UnknownTunnel);
+        }
     }
 }
