@@ -175,6 +175,7 @@ async fn serve_control(
                 .max_decoding_message_size(forebay_api::MAX_MESSAGE_BYTES),
         )
         .add_service(v1::stats_server::StatsServer::new(service.clone()))
+        .add_service(v1::flows_server::FlowsServer::new(service.clone()))
         .add_service(v1::traps_server::TrapsServer::new(service))
         .add_optional_service(newer)
         .add_optional_service(older);

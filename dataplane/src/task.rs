@@ -5,6 +5,7 @@
 //! others. Changes come from the control side as [`Command`]s between rounds.
 
 use crate::counters::DropReason;
+use crate::flows::listing::Listing;
 use crate::snapshot::MAX_DEVICES;
 use crate::stages::admit::Admit;
 use crate::stages::classify::Classify;
@@ -40,6 +41,8 @@ pub enum Command {
         /// The DPDK device.
         device: u16,
     },
+    /// Report what the flow cache holds, a piece in each round.
+    ListFlows(Listing),
 }
 
 /// Batches taken from each ring per round: as many as a device can bring.
@@ -150,6 +153,8 @@ pub struct PacketTask {
     commands: RingConsumer<Command>,
     command_batch: Box<Batch<Command>>,
     batch: Box<Parcels>,
+    /// A listing of flows that is under way.
+    listing: Option<Listing>,
 }
 
 thread_local! {
@@ -160,7 +165,8 @@ thread_local! {
 impl PacketTask {
     /// A task that runs `part` and obeys `commands`.
     pub fn new(eal: Eal, part: Part, commands: RingConsumer<Command>) -> PacketTask {
-        PacketTask { eal, part, commands, command_batch: Box::new(Batch::new()), batch: Box::default() }
+        let (command_batch, batch) = (Box::new(Batch::new()), Box::default());
+        PacketTask { eal, part, commands, command_batch, batch, listing: None }
     }
 
     /// Passes every stage to the newest snapshot, in every round: without traffic too, since the control side waits for
@@ -201,11 +207,30 @@ impl PacketTask {
                 (Command::Reach { device, way }, Part::Fused(part)) => part.exit.dispatch.attach(device, way),
                 (Command::Reach { device, way }, Part::Back(part)) => part.exit.dispatch.attach(device, way),
                 (Command::Release { device }, part) => part.release(device),
+                (Command::ListFlows(listing), _) => self.listing = Some(listing),
                 // The control side gives receive queues to fronts and transmit queues to backs; a queue that comes
                 // here all the same is closed by being dropped.
                 (Command::Receive(_), Part::Back(_)) | (Command::Reach { .. }, Part::Front(_)) => {}
             }
         }
+    }
+}
+
+impl PacketTask {
+    /// Goes on with a listing of flows. True while it is not through.
+    #[cold]
+    fn list_flows(&mut self) -> bool {
+        let Some(listing) = &mut self.listing else { return false };
+        let flows = match &mut self.part {
+            Part::Fused(part) => Some(part.chain.stages_mut().0.flows(&mut self.batch)),
+            Part::Front(part) => Some(part.chain.stages_mut().0.flows(&mut self.batch)),
+            Part::Back(_) => None,
+        };
+        let goes_on = listing.go_on(flows);
+        if !goes_on {
+            self.listing = None;
+        }
+        goes_on
     }
 }
 
@@ -326,7 +351,8 @@ impl Task for PacketTask {
             Part::Front(part) => part.round(&mut self.batch),
             Part::Back(part) => part.round(&mut self.batch),
         };
-        Round { items, backlog: 0 }
+        let lists = self.listing.is_some() && self.list_flows();
+        Round { items, backlog: usize::from(lists) }
     }
 
     fn drain(&mut self) -> bool {
@@ -346,6 +372,7 @@ impl Task for PacketTask {
     fn recover(&mut self) {
         self.batch.clear();
         self.command_batch.clear();
+        self.listing = None;
         match &mut self.part {
             Part::Fused(part) => {
                 part.exit.batch.clear();

@@ -93,8 +93,8 @@ async fn services(socket: &Path) -> Vec<String> {
 async fn reflection_names_every_service() {
     let daemon = Daemon::start();
     let names = services(&daemon.socket()).await;
-    for service in ["forebay.v1.Ports", "forebay.v1.Rules", "forebay.v1.Stats", "forebay.v1.Traps"] {
-        assert!(names.iter().any(|name| name == service), "{service} is not among {names:?}");
+    for service in ["Ports", "Rules", "Stats", "Flows", "Traps"].map(|name| format!("forebay.v1.{name}")) {
+        assert!(names.contains(&service), "{service} is not among {names:?}");
     }
 }
 
@@ -265,4 +265,108 @@ async fn a_rule_that_cannot_be_read_stays_in_the_file() {
 fn canonical(mut rule: v1::Rule) -> Vec<u8> {
     forebay_api::rule_check::canonical(&mut rule).unwrap();
     rule.encode_to_vec()
+}
+
+/// A UDP frame of vm2.
+fn frame(source_port: u16, payload: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 1, 2], [2, 0, 0, 0, 1, 1])
+        .ipv4([10, 1, 0, 2], [10, 1, 0, 1], 64)
+        .udp(source_port, 5000)
+        .write(&mut out, &vec![0; payload])
+        .unwrap();
+    out
+}
+
+/// A capture file of these frames.
+fn pcap(frames: &[&[u8]]) -> Vec<u8> {
+    let words = [0xa1b2_c3d4_u32, 4 << 16 | 2, 0, 0, 65_535, 1];
+    let mut file: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+    for frame in frames {
+        let length = frame.len() as u32;
+        file.extend([0, 0, length, length].into_iter().flat_map(u32::to_le_bytes));
+        file.extend(*frame);
+    }
+    file
+}
+
+async fn flows(client: &mut client::Client, port: &str, limit: u32) -> Result<Vec<v1::Flow>, tonic::Status> {
+    let mut list = client.flows.list(v1::ListFlowsRequest { port: port.into(), limit }).await?.into_inner();
+    let mut found = Vec::new();
+    while let Some(flow) = list.message().await? {
+        found.push(flow);
+    }
+    Ok(found)
+}
+
+#[tokio::test]
+async fn flows_are_listed_with_what_decided_about_them() {
+    let daemon = Daemon::start();
+    let mut client = client::connect(&daemon.socket()).await.unwrap();
+    assert_eq!(flows(&mut client, "", 0).await.unwrap(), []);
+    // A tenant that sends three packets of one flow and one of another, over and over.
+    let (busy, quiet) = (frame(4001, 100), frame(4002, 50));
+    let file = daemon.directory.path().join("vm2.pcap");
+    std::fs::write(&file, pcap(&[&busy, &quiet, &busy, &busy])).unwrap();
+    let spec = v1::PortSpec {
+        name: "vm2".into(),
+        kind: v1::PortKind::Vf.into(),
+        device: format!("pcap:{},infinite_rx=1", file.display()),
+        mac: "02:00:00:00:01:02".into(),
+        ip: vec!["10.1.0.2".into()],
+        ..v1::PortSpec::default()
+    };
+    client.ports.add(v1::AddPortRequest { port: Some(spec) }).await.unwrap();
+    let source_port = Some(v1::PortRange { first: 4001, last: 4001 });
+    let udp = v1::Match { proto: Some(17), src_port: source_port, ..v1::Match::default() };
+    let rule = v1::Rule { r#match: Some(udp), ..drop_rule("a", "vm2", 1) };
+    client.rules.load(tokio_stream::once(v1::LoadRulesRequest::new([&rule], false))).await.unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let listed = loop {
+        let listed = flows(&mut client, "vm2", 0).await.unwrap();
+        let decided = |flow: &v1::Flow| !flow.outdated && !flow.drop.is_empty() && flow.packets > 1000;
+        if listed.len() == 2 && listed.iter().all(decided) {
+            break listed;
+        }
+        assert!(std::time::Instant::now() < deadline, "{listed:?}");
+    };
+    for (flow, (port, bytes, rule, drop)) in listed
+        .iter()
+        .zip([(4001, busy.len() as u64, "a", "rule_drop"), (4002, quiet.len() as u64, "", "no_rule")])
+    {
+        let expected = v1::Flow {
+            worker: "worker0".into(),
+            port: "vm2".into(),
+            src_mac: "02:00:00:00:01:02".into(),
+            dst_mac: "02:00:00:00:01:01".into(),
+            src: "10.1.0.2".into(),
+            dst: "10.1.0.1".into(),
+            proto: 17,
+            src_port: Some(port),
+            dst_port: Some(5000),
+            packets: flow.packets,
+            bytes: flow.packets * bytes,
+            idle_ms: flow.idle_ms,
+            rule: rule.into(),
+            drop: drop.into(),
+            ..v1::Flow::default()
+        };
+        assert_eq!(*flow, expected);
+        assert!(flow.idle_ms < 1000, "{flow:?}");
+    }
+    // The busiest alone; another port's; listings at the same time.
+    let one = flows(&mut client, "", 1).await.unwrap();
+    assert_eq!(one.iter().map(|flow| flow.src_port).collect::<Vec<_>>(), [Some(4001)]);
+    assert_eq!(flows(&mut client, "vm1", 0).await.unwrap(), []);
+    let listing = |mut client: client::Client| async move { flows(&mut client, "vm2", 0).await };
+    let together: Vec<_> = (0..8).map(|_| tokio::spawn(listing(client.clone()))).collect();
+    for listing in together {
+        assert_eq!(listing.await.unwrap().unwrap().len(), 2);
+    }
+    // Wrong words.
+    let error = flows(&mut client, "vm9", 0).await.unwrap_err();
+    assert_eq!(error.message(), "there is no port \"vm9\" (see: forebay port list)");
+    let error = flows(&mut client, "", 100_001).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::InvalidArgument);
+    assert_eq!(error.message(), "limit = 100001: too many flows (write 1 to 100000)");
 }

@@ -14,6 +14,9 @@ mod host;
 mod rules;
 
 use forebay_dataplane::action::PortId;
+use forebay_dataplane::flows::listing::Listing;
+use forebay_dataplane::task::Command;
+use forebay_pipeline::Batch;
 use forebay_pipeline::worker::Task;
 use forebay_sriov::PacketBurst;
 use frames::*;
@@ -154,4 +157,22 @@ fn overload_and_panics_allocate_nothing_either() {
     burst.clear();
     world.discard();
     world.check();
+}
+
+#[test]
+fn a_listing_of_flows_allocates_nothing() {
+    let mut world = World::new();
+    for (port, frame) in [(VM1, udp4("10.1.0.2", 60)), (VM1, udp6("fd00:1::2", 60))] {
+        world.put(port, &frame);
+        world.task.round();
+        world.discard();
+    }
+    let (listing, mut reports) = Listing::new();
+    let (mut orders, mut found) = (Batch::new(), Batch::new());
+    orders.push(Command::ListFlows(listing));
+    world.commands.push(&mut orders);
+    let before = CALLS.with(Cell::get);
+    world.task.round();
+    assert_eq!(CALLS.with(Cell::get) - before, 0);
+    assert_eq!(reports.pop(&mut found), 3, "two flows and the end: {found:?}");
 }

@@ -1,4 +1,4 @@
-//! The client: one connection over the control socket, and the three services on it.
+//! The client: one connection over the control socket, and the services on it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use crate::MAX_MESSAGE_BYTES;
+use crate::v1::flows_client::FlowsClient;
 use crate::v1::ports_client::PortsClient;
 use crate::v1::rules_client::RulesClient;
 use crate::v1::stats_client::StatsClient;
@@ -19,7 +20,7 @@ use crate::v1::traps_client::TrapsClient;
 /// Where the daemon's control socket is unless it is told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/forebay/forebay.sock";
 
-/// The clients of the three services, over one connection.
+/// The clients of the services, over one connection.
 #[derive(Clone, Debug)]
 pub struct Client {
     /// The ports of the host.
@@ -28,6 +29,8 @@ pub struct Client {
     pub rules: RulesClient<Channel>,
     /// What the host counts.
     pub stats: StatsClient<Channel>,
+    /// What the workers remember of flows.
+    pub flows: FlowsClient<Channel>,
     /// What the host traps.
     pub traps: TrapsClient<Channel>,
 }
@@ -83,6 +86,7 @@ pub async fn connect(socket: &Path) -> Result<Client, ConnectError> {
         ports: PortsClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
         rules: RulesClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
         stats: StatsClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        flows: FlowsClient::new(channel.clone()),
         traps: TrapsClient::new(channel),
     })
 }

@@ -5,6 +5,7 @@
 mod bench;
 mod change;
 mod failure;
+mod flow;
 mod generator;
 mod lines;
 mod load;
@@ -72,6 +73,9 @@ enum Control {
     /// Show, add and remove ports.
     #[command(subcommand)]
     Port(port::PortCommand),
+    /// Show the flows that pass.
+    #[command(subcommand)]
+    Flow(flow::FlowCommand),
     /// Show every counter, with the conservation equation per port and for the host.
     Stats {
         /// Only this port.
@@ -163,6 +167,7 @@ async fn execute(socket: &Path, command: Control, out: &mut Out<'_>) -> Result<(
     match command {
         Control::Rule(command) => rule::execute(socket, command, out).await,
         Control::Port(command) => port::execute(socket, command, out).await,
+        Control::Flow(command) => flow::execute(client::connect(socket).await?, command, out).await,
         Control::Stats { port, form } => {
             let client = client::connect(socket).await?;
             stats::show(client, port.unwrap_or_default(), form, out).await

@@ -120,7 +120,7 @@ pub struct Ends {
 pub struct Crew {
     members: Vec<Member>,
     /// Members that receive.
-    fronts: Vec<usize>,
+    pub(super) fronts: Vec<usize>,
     /// Members that transmit.
     backs: Vec<usize>,
 }
@@ -239,7 +239,7 @@ impl Crew {
     }
 
     /// Waits for room in the worker's ring: it takes commands in every round.
-    fn send(&mut self, member: usize, command: Command) {
+    pub(super) fn send(&mut self, member: usize, command: Command) {
         let deadline = Instant::now() + Duration::from_secs(1);
         let mut batch = Batch::new();
         batch.push(command);

@@ -9,6 +9,7 @@ use super::baselines::Baselines;
 use super::book::{Book, PortKind};
 use super::crew::{Crew, CrewError, Ends};
 use super::desk::Desk;
+use super::flows::FlowsError;
 use super::ports::{PortRecord, PortSource, Ports};
 use super::resolver::Resolver;
 use super::rule_error::RuleError;
@@ -97,6 +98,9 @@ pub enum HostError {
     /// A rule cannot be decoded.
     #[error("a rule of the request is no protobuf message: {0} (are client and daemon of the same version?)")]
     Encoding(String),
+    /// Flows cannot be listed.
+    #[error(transparent)]
+    Flows(#[from] FlowsError),
     /// A rule does not fit the host.
     #[error(transparent)]
     Rule(#[from] RuleError),
@@ -120,6 +124,8 @@ pub struct Host {
     pub(super) crew: Mutex<Option<Crew>>,
     pub(super) book: Mutex<Book>,
     pub(super) baselines: Mutex<Baselines>,
+    /// Taken by whoever lists flows: a worker reports to one at a time.
+    pub(super) listing: Mutex<()>,
     /// Rules in force.
     pub(super) rules: AtomicUsize,
     /// Rules of the state file that this program cannot read. They stay there, for the one that wrote them.
@@ -171,6 +177,7 @@ impl Host {
             crew: Mutex::new(Some(crew)),
             book: Mutex::default(),
             baselines: Mutex::default(),
+            listing: Mutex::default(),
             rules: AtomicUsize::new(0),
             unreadable: Mutex::default(),
         };

@@ -1,6 +1,7 @@
 //! The control socket: the gRPC services of `forebay.v1` over a Unix socket, with reflection.
 
 use super::committer::{Committer, Stopping};
+use super::flows::FlowsError;
 use super::host::{Host, HostError};
 use super::ports::{PortRecord, PortSource};
 use super::request::{Batch, Counts};
@@ -39,6 +40,9 @@ pub(super) fn status(error: &HostError) -> Status {
         HostError::Rule(RuleError::TooMany { .. } | RuleError::TooLong | RuleError::NextHops { .. }) => {
             Status::resource_exhausted(text)
         }
+        HostError::Flows(FlowsError::TooMany { .. }) => Status::invalid_argument(text),
+        HostError::Flows(FlowsError::Busy) => Status::aborted(text),
+        HostError::Flows(FlowsError::Late { .. }) => Status::deadline_exceeded(text),
         HostError::Rule(_) => Status::invalid_argument(text),
         HostError::PortExists { .. } => Status::already_exists(text),
         HostError::PortInUse { .. } | HostError::Device { .. } => Status::failed_precondition(text),

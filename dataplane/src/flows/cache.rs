@@ -13,6 +13,7 @@
 
 use crate::action::PackedAction;
 use crate::flows::key::{FlowKey, HEAD_WORDS, TAIL_WORDS};
+use crate::flows::listing::{FlowCopy, Piece};
 use forebay_pipeline::prefetch::{prefetch, prefetch_two_lines};
 use forebay_pipeline::tsc;
 use forebay_sriov::HugeSlice;
@@ -27,7 +28,7 @@ const WAYS: usize = 8;
 /// request-response protocol, and short enough that a cache full of dead flows serves new ones within a second.
 const REST: Duration = Duration::from_millis(500);
 /// Time-stamp cycles of a tick: 2^20 cycles are some 0.3 to 0.5 ms, and 2^32 ticks some 20 days.
-const TICK_BITS: u32 = 20;
+pub(super) const TICK_BITS: u32 = 20;
 
 /// Tags of a set; 0 is a free place.
 #[derive(Clone, Copy, FromZeros)]
@@ -212,6 +213,31 @@ impl FlowCache {
             }
         }
         single.or(rested.map(|(_, place)| place))
+    }
+
+    /// Copies the flows that stand in the sets from `set` on, until the piece is full or so many sets have been looked at.
+    /// Returns the set to go on with; `None` behind the last. Places that never had a flow are not touched.
+    pub(super) fn copy(&self, set: usize, now: u64, piece: &mut Piece) -> Option<usize> {
+        let now = (now >> TICK_BITS) as u32;
+        for (set, tags) in self.sets.iter().enumerate().skip(set) {
+            if !piece.has_room_for(WAYS) {
+                return Some(set);
+            }
+            piece.sets += 1;
+            for (way, _) in tags.tags.iter().enumerate().filter(|(_, tag)| **tag != 0) {
+                let Some(entry) = self.entries.get(set * WAYS + way) else { continue };
+                piece.push(FlowCopy {
+                    head: entry.head,
+                    tail: entry.tail,
+                    generation: entry.generation,
+                    idle_ticks: now.wrapping_sub(entry.used),
+                    packets: entry.packets,
+                    bytes: entry.bytes,
+                    decision: entry.decision,
+                });
+            }
+        }
+        None
     }
 }
 

@@ -73,11 +73,11 @@ pub struct Scope {
 }
 
 /// Bit of word 0: ingress.
-const INGRESS: u64 = 1 << 63;
+pub(super) const INGRESS: u64 = 1 << 63;
 /// Bit of word 0: the outer packet is IPv6.
-const OUTER_IPV6: u64 = 1 << 62;
+pub(super) const OUTER_IPV6: u64 = 1 << 62;
 /// Bit of word 0: the inner packet, or the only one, is IPv6.
-const INNER_IPV6: u64 = 1 << 61;
+pub(super) const INNER_IPV6: u64 = 1 << 61;
 
 impl Scope {
     /// A tenant's port, whose tables have that generation.
@@ -326,7 +326,7 @@ impl Shape {
     #[inline(always)]
     pub fn ipv6_ends(&self) -> ([u64; 2], u128) {
         let [_, _, s0, s1, d0, d1, _] = self.words;
-        ([s0, s1], u128::from(d0.swap_bytes()) << 64 | u128::from(d1.swap_bytes()))
+        ([s0, s1], wide(d0, d1))
     }
 
     /// The sum of both addresses, as in a pseudo-header.
@@ -386,32 +386,37 @@ impl FlowKey {
     /// What rules look at, of the frame that the key was written for.
     #[inline]
     pub fn fields(&self) -> Key {
-        let [scope, _, w0, w1, w2, w3] = self.head;
-        let (macs, rest) = (w0.swap_bytes(), w1.swap_bytes());
-        let mut key = Key::ethernet(macs >> 16, macs << 32 & MAC_MASK | rest >> 32, (rest >> 16) as u16, 0);
-        let class = rest as u16;
-        let (protocol, ports) = if scope & INNER_IPV6 == 0 {
-            let protocol = (w2 >> 8) as u8;
-            key.set_ipv4(
-                ((w2 >> 32) as u32).swap_bytes(),
-                (w3 as u32).swap_bytes(),
-                protocol,
-                class as u8 >> 2,
-            );
-            (protocol, (w3 >> 32) as u32)
-        } else {
-            let [w4, w5, w6, _] = self.tail;
-            let join =
-                |high: u64, low: u64| u128::from(high.swap_bytes()) << 64 | u128::from(low.swap_bytes());
-            let protocol = (w6 >> 32) as u8;
-            key.set_ipv6(join(w2, w3), join(w4, w5), protocol, (class >> 6) as u8 & 0x3f);
-            (protocol, w6 as u32)
-        };
-        if Kind::of(protocol).is_some_and(|kind| kind != Kind::Opaque) {
-            key.set_ports((ports as u16).swap_bytes(), ((ports >> 16) as u16).swap_bytes());
-        }
-        key
+        fields(&self.head, &self.tail)
     }
+}
+
+/// As [`FlowKey::fields`], of a key's words.
+#[inline]
+pub(super) fn fields(head: &[u64; HEAD_WORDS], tail: &[u64; TAIL_WORDS]) -> Key {
+    let [scope, _, w0, w1, w2, w3] = *head;
+    let (macs, rest) = (w0.swap_bytes(), w1.swap_bytes());
+    let mut key = Key::ethernet(macs >> 16, macs << 32 & MAC_MASK | rest >> 32, (rest >> 16) as u16, 0);
+    let class = rest as u16;
+    let (protocol, ports) = if scope & INNER_IPV6 == 0 {
+        let protocol = (w2 >> 8) as u8;
+        key.set_ipv4(((w2 >> 32) as u32).swap_bytes(), (w3 as u32).swap_bytes(), protocol, class as u8 >> 2);
+        (protocol, (w3 >> 32) as u32)
+    } else {
+        let [w4, w5, w6, _] = *tail;
+        let protocol = (w6 >> 32) as u8;
+        key.set_ipv6(wide(w2, w3), wide(w4, w5), protocol, (class >> 6) as u8 & 0x3f);
+        (protocol, w6 as u32)
+    };
+    if Kind::of(protocol).is_some_and(|kind| kind != Kind::Opaque) {
+        key.set_ports((ports as u16).swap_bytes(), ((ports >> 16) as u16).swap_bytes());
+    }
+    key
+}
+
+/// An IPv6 address of the two words that it is in a key.
+#[inline(always)]
+pub(super) fn wide(first: u64, second: u64) -> u128 {
+    u128::from(first.swap_bytes()) << 64 | u128::from(second.swap_bytes())
 }
 
 /// Both halves of a product in one word. A factor that is zero hides the other one: the callers mix a secret into each.

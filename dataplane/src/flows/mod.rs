@@ -2,3 +2,5 @@
 
 pub mod cache;
 pub mod key;
+pub mod listing;
+pub mod record;

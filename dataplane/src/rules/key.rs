@@ -87,6 +87,12 @@ impl Key {
         (self.0[6] >> 24) as u8
     }
 
+    /// Differentiated services code point.
+    #[inline(always)]
+    pub fn dscp(&self) -> u8 {
+        (self.0[6] >> 16) as u8
+    }
+
     /// Source and destination port.
     #[inline(always)]
     pub fn ports(&self) -> Option<(u16, u16)> {

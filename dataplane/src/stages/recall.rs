@@ -56,6 +56,12 @@ impl Recall {
         }
     }
 
+    /// What is remembered, that of the last burst included.
+    pub fn flows(&mut self, burst: &mut Parcels) -> &FlowCache {
+        self.learn(burst);
+        &self.flows
+    }
+
     /// Decides about the packets whose flows are known, piece by piece.
     #[inline(always)]
     fn recall(&mut self, burst: &mut Parcels) {

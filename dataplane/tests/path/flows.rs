@@ -2,8 +2,13 @@
 
 use crate::frames::*;
 use crate::harness::*;
-use forebay_dataplane::action::PortId;
+use forebay_dataplane::action::{Action, PortId};
 use forebay_dataplane::counters::DropReason;
+use forebay_dataplane::flows::listing::{FlowCopy, Listing, Report};
+use forebay_dataplane::flows::record::{FlowRecord, Outer as Tunnel};
+use forebay_dataplane::task::Command;
+use forebay_pipeline::Batch;
+use forebay_pipeline::worker::Task;
 
 /// Frames of flows that are remembered, and of some that are not.
 fn frames() -> Vec<(PortId, Vec<u8>)> {
@@ -115,4 +120,89 @@ fn more_flows_than_are_remembered_all_pass() {
 fn with_mac(mut frame: Vec<u8>) -> Vec<u8> {
     frame[..6].copy_from_slice(&[2, 0, 0, 0, 1, 2]);
     frame
+}
+
+/// Asks the worker for its flows, and lets it go on while nothing is received.
+fn listed(world: &mut World) -> Vec<FlowCopy> {
+    let (listing, mut reports) = Listing::new();
+    let mut batch = Batch::new();
+    batch.push(Command::ListFlows(listing));
+    assert_eq!(world.commands.push(&mut batch), 1);
+    let (mut flows, mut batch) = (Vec::new(), Batch::new());
+    for _ in 0..100 {
+        world.task.round();
+        while reports.pop(&mut batch) > 0 {
+            for report in batch.drain(..) {
+                match report {
+                    Report::Flow(flow) => flows.push(flow),
+                    Report::Through => {
+                        assert_eq!(world.task.round().backlog, 0, "the worker may sleep again");
+                        return flows;
+                    }
+                }
+            }
+        }
+    }
+    panic!("the worker does not come to an end");
+}
+
+#[test]
+fn a_worker_tells_its_flows_with_what_they_brought() {
+    let mut world = World::new();
+    assert!(listed(&mut world).is_empty());
+    let sent = udp4("10.1.0.2", 60);
+    let dropped = udp4("10.99.0.1", 200);
+    let inner = frame6(OTHER_MAC, mac(VM3), "fd00:1::2", "fd00:1::1", 0xb8, 40);
+    let came = Outer::to_us_v6(300).wrap(&inner);
+    for (port, frame, packets) in [(VM1, &sent, 5), (VM1, &dropped, 3), (UPLINK, &came, 2)] {
+        (0..packets).for_each(|_| drop(world.run(port, frame)));
+    }
+    let mut flows: Vec<_> =
+        listed(&mut world).iter().map(|flow| (FlowRecord::decode(&flow.head, &flow.tail), *flow)).collect();
+    flows.sort_by_key(|(_, flow)| flow.packets);
+    let [(ingress, two), (unwanted, three), (egress, five)] = &flows[..] else { panic!("{flows:?}") };
+    assert_eq!((five.packets, five.bytes), (5, 5 * sent.len() as u64));
+    assert_eq!((three.packets, three.bytes), (3, 3 * dropped.len() as u64));
+    assert_eq!((two.packets, two.bytes), (2, 2 * inner.len() as u64));
+    let expected = FlowRecord {
+        port: VM1,
+        outer: None,
+        src_mac: mac(VM1),
+        dst_mac: OTHER_MAC,
+        src: "10.1.0.1".parse().unwrap(),
+        dst: "10.1.0.2".parse().unwrap(),
+        protocol: 17,
+        ports: Some((4000, 5000)),
+        dscp: 0,
+    };
+    assert_eq!(*egress, expected);
+    assert_eq!(*unwanted, FlowRecord { dst: "10.99.0.1".parse().unwrap(), ..expected });
+    let expected = FlowRecord {
+        port: UPLINK,
+        outer: Some(Tunnel { vni: 300, source: "2001:db8::2".parse().unwrap() }),
+        src_mac: OTHER_MAC,
+        dst_mac: mac(VM3),
+        src: "fd00:1::2".parse().unwrap(),
+        dst: "fd00:1::1".parse().unwrap(),
+        dscp: 0xb8 >> 2,
+        ..expected
+    };
+    assert_eq!(*ingress, expected);
+    assert_eq!(five.decision.slot, 0, "the first rule decided");
+    assert_eq!(three.decision.action.unpack(), Action::Drop(DropReason::NoRule));
+}
+
+#[test]
+fn a_listing_goes_on_between_bursts_that_find_what_they_look_for() {
+    let mut world = World::new();
+    let frame = udp4("10.1.0.2", 60);
+    world.run(VM1, &frame);
+    let (listing, mut reports) = Listing::new();
+    let mut batch = Batch::new();
+    batch.push(Command::ListFlows(listing));
+    world.commands.push(&mut batch);
+    assert_eq!(world.run(VM1, &frame).frame(UPLINK)[50..], with_mac(frame)[..]);
+    let mut batch = Batch::new();
+    assert!(reports.pop(&mut batch) > 0);
+    assert!(matches!(batch[0], Report::Flow(FlowCopy { packets: 2, .. })), "{batch:?}");
 }

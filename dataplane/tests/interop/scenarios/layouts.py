@@ -4,8 +4,8 @@ A tap and an AF_PACKET device have a queue per worker; what goes to a VLAN port 
 """
 
 from lab import Lab, check, step
-from topology import Tenant, join, two_hosts
-from traffic import expect_full_exchange
+from topology import Tenant, join, two_hosts, underlay
+from traffic import UDP_PORT, expect_full_exchange
 
 
 def run(lab):
@@ -29,6 +29,7 @@ def exchange(lab, workers):
     join(hosts, pairs)
     for pair in pairs:
         expect_full_exchange(*pair, tcp_bytes=10_000_000)
+        expect_flows(hosts, *pair)
     for host in hosts:
         host.at_rest()
         pipeline = host.json("pipeline", "show")
@@ -37,3 +38,20 @@ def exchange(lab, workers):
         check(names == wanted, f"{host.name}: workers {names}, not {wanted}")
         for worker in pipeline["workers"]:
             check(worker["panics"] == 0, f"{host.name}: {worker['name']} panicked")
+
+
+def expect_flows(hosts, left, right):
+    """Both hosts list the exchange's datagrams, 300 of 1400 bytes each way: from the tenant, and through the tunnel."""
+    for near, far, sends, receives in ((left, right, 0, 1), (right, left, 1, 0)):
+        for src, dst, headers in ((near.v4, far.v4, 42), (near.v6, far.v6, 62)):
+            flow = {"src": src, "dst": dst, "proto": "udp", "dst_port": UDP_PORT}
+            total = {"packets": 300, "bytes": 300 * (headers + 1400)}
+            listed_on(hosts[sends], {**flow, "port": near.name}, total)
+            listed_on(hosts[receives], {**flow, "port": "uplink0", "vni": near.vni, "remote": underlay(sends + 1)}, total)
+
+
+def listed_on(host, wanted, total):
+    """The flows with these values have these totals over all workers, and rules decided about them."""
+    flows = [flow for flow in host.json("flow", "list") if all(flow.get(key) == value for key, value in wanted.items())]
+    found = {key: sum(flow[key] for flow in flows) for key in total}
+    check(found == total and all(flow.get("rule") for flow in flows), f"{host.name}: {wanted}: {flows}, not {total}")
