@@ -8,6 +8,7 @@ use forebay_pipeline::counters::Counter;
 use forebay_sriov::HugeSlice;
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use zerocopy::FromZeros;
 
 macro_rules! drop_reasons {
@@ -245,7 +246,12 @@ pub const MAX_RULES: usize = 1 << 22;
 /// The counters of all rules on one worker.
 pub struct RuleCounters {
     counters: HugeSlice<RuleCounter>,
+    /// The counters below this slot are in memory. Written by the control side alone.
+    ready: AtomicUsize,
 }
+
+/// Slots whose counters are brought into memory together: 2 MiB of them.
+const READY_TOGETHER: usize = 1 << 17;
 
 impl RuleCounters {
     /// All at zero.
@@ -253,7 +259,21 @@ impl RuleCounters {
     /// # Errors
     /// The system has no address space to give.
     pub fn new() -> io::Result<RuleCounters> {
-        Ok(RuleCounters { counters: HugeSlice::new(MAX_RULES)? })
+        let counters = RuleCounters { counters: HugeSlice::new(MAX_RULES)?, ready: AtomicUsize::new(0) };
+        counters.make_ready(0);
+        Ok(counters)
+    }
+
+    /// Brings the counters of slots up to this one into memory, before a worker counts there and has to wait for the system.
+    /// Control side.
+    pub fn make_ready(&self, slot: u32) {
+        let (ready, wanted) = (self.ready.load(Ordering::Relaxed), slot as usize + 1);
+        if wanted > ready {
+            let wanted = wanted.next_multiple_of(READY_TOGETHER).min(MAX_RULES);
+            // Where it fails, counters appear as they are used.
+            self.counters.populate(ready..wanted);
+            self.ready.store(wanted, Ordering::Relaxed);
+        }
     }
 
     /// The counters of all slots.

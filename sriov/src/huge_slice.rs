@@ -2,11 +2,12 @@
 //! them to give, so that a lookup does not pay for the translation of its address as well.
 //!
 //! The pages come from `mmap` and are advised to be huge (transparent huge pages), not taken from the pool of reserved
-//! ones: that pool belongs to packet memory. They appear, zeroed, on first touch: what is never used costs nothing, and
-//! what a worker touches first lies on the worker's NUMA node. Invariant: the mapping is as long as the slice, is owned
+//! ones: that pool belongs to packet memory. They appear, zeroed, on first touch: what is never used costs nothing. To make
+//! a huge page takes milliseconds where memory is in pieces, so whoever must not wait has them made before
+//! ([`HugeSlice::populate`]). Invariant: the mapping is as long as the slice, is owned
 //! by it alone, and holds nothing but what is valid when all of its bytes are zero.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::{io, slice};
 
@@ -63,6 +64,25 @@ impl<T: FromZeros> HugeSlice<T> {
     }
 }
 
+impl<T> HugeSlice<T> {
+    /// Has the system make the pages of these items now, not when one is written. False where it cannot (Linux before 5.14,
+    /// or no memory left): then they appear on first touch.
+    pub fn populate(&self, items: Range<usize>) -> bool {
+        /// `MADV_POPULATE_WRITE` of Linux 5.14, which the oldest C libraries do not name.
+        const POPULATE_WRITE: libc::c_int = 23;
+        let end = items.end.min(self.length) * size_of::<T>();
+        let start = items.start * size_of::<T>() / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+        // The mapping is whole pages, at least up to the one that the last item ends in.
+        let bytes = end.next_multiple_of(HUGE_PAGE_BYTES).saturating_sub(start);
+        // SAFETY: the range begins in the mapping at a page of it, and ends in it; the advice changes no contents, and may
+        // come while others read and write them.
+        bytes == 0
+            || unsafe {
+                libc::madvise(self.start.as_ptr().byte_add(start).cast(), bytes, POPULATE_WRITE) == 0
+            }
+    }
+}
+
 impl<T> Deref for HugeSlice<T> {
     type Target = [T];
 
@@ -102,6 +122,24 @@ mod tests {
         slice[0] = [1; 16];
         slice[99_999] = [2; 16];
         assert_eq!((slice[0][15], slice[99_999][15]), (1, 2));
+    }
+
+    #[test]
+    fn pages_are_made_before_they_are_written() {
+        let resident = || {
+            let status = std::fs::read_to_string("/proc/self/statm").unwrap();
+            status.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
+        let mut slice = HugeSlice::<[u64; 16]>::new(1 << 20).unwrap();
+        slice[0] = [7; 16];
+        let before = resident();
+        if !slice.populate(1..(1 << 20)) {
+            eprintln!("this system makes pages on first touch only");
+            return;
+        }
+        assert!(resident() >= before + 100 * (1 << 20), "128 MiB, but for the first page");
+        assert_eq!((slice[0], slice[(1 << 20) - 1]), ([7; 16], [0; 16]));
+        assert!(slice.populate(0..usize::MAX >> 8) && slice.populate(9..9));
     }
 
     #[test]

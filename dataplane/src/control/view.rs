@@ -115,7 +115,9 @@ impl Host {
     pub(super) fn start_rule_counters(&self, slots: impl Iterator<Item = u32>) {
         let crew = self.crew.lock();
         let mut baselines = self.baselines.lock();
+        let members = || crew.iter().flat_map(|crew| crew.members());
         for slot in slots {
+            members().for_each(|member| member.figures.tally.rules.make_ready(slot));
             baselines.set(slot, raw_rule_counts(crew.as_ref(), slot));
         }
     }

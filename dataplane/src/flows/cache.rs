@@ -97,21 +97,18 @@ impl Set {
 }
 
 impl FlowCache {
-    /// A cache for `entries` flows, rounded up to a power of two of at least 64. Memory (136 bytes a flow) is taken from
-    /// the system as flows come.
+    /// A cache for `entries` flows, rounded up to a power of two of at least 64. Memory (136 bytes a flow) is taken from the
+    /// system at once, where it can give it so: later, packets would wait for it.
     ///
     /// # Errors
     /// The system has no address space of that size to give.
     pub fn new(entries: usize) -> io::Result<FlowCache> {
-        let sets = (entries / WAYS).max(8).next_power_of_two();
+        let count = (entries / WAYS).max(8).next_power_of_two();
         let rest = tsc::from_duration(REST) >> TICK_BITS;
-        Ok(FlowCache {
-            sets: HugeSlice::new(sets)?,
-            entries: HugeSlice::new(sets * WAYS)?,
-            set_mask: sets - 1,
-            now: 0,
-            rest: rest.max(1) as u32,
-        })
+        let (sets, entries) = (HugeSlice::new(count)?, HugeSlice::new(count * WAYS)?);
+        sets.populate(0..count);
+        entries.populate(0..count * WAYS);
+        Ok(FlowCache { sets, entries, set_mask: count - 1, now: 0, rest: rest.max(1) as u32 })
     }
 
     /// The most flows that it holds.
