@@ -14,6 +14,7 @@ use crate::wire::{BROADCAST_MAC, arp, nd};
 use forebay_pipeline::batch::Batch;
 use forebay_pipeline::worker::WorkerEvent;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -129,11 +130,14 @@ impl Work {
                 for notice in batch.drain(..) {
                     match notice {
                         Notice::Seen { uplink, address, mac } => resolver.seen(uplink, address, mac, now),
-                        Notice::TooBig { remote, mtu } if self.path_mtus.len() < PATHS => {
-                            let known = self.path_mtus.entry(remote).or_insert(mtu);
-                            *known = mtu.min(*known);
+                        Notice::TooBig { remote, mtu } => {
+                            let is_full = self.path_mtus.len() >= PATHS;
+                            match self.path_mtus.entry(remote) {
+                                Entry::Occupied(mut known) => *known.get_mut() = mtu.min(*known.get()),
+                                Entry::Vacant(place) if !is_full => drop(place.insert(mtu)),
+                                Entry::Vacant(_) => {}
+                            }
                         }
-                        Notice::TooBig { .. } => {}
                         Notice::Unresolved { slot } => questions.extend(resolver.wanted(slot, now)),
                     }
                 }

@@ -10,7 +10,8 @@ use crate::action::{PortId, TunnelRef};
 use crate::rules::rule::{Forward, Opaque};
 use crate::snapshot::{Tunnel, TunnelTable};
 use crate::wire::vxlan::Template;
-use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
+use hashbrown::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -63,6 +64,8 @@ pub struct Tunnels {
     entries: TunnelTable,
     free: Vec<u32>,
     generation: u32,
+    /// The tunnels of each far end, by slot.
+    by_remote: HashMap<IpAddr, HashSet<u32>>,
     /// By far end: what its path takes, and since when that is known.
     path_mtus: HashMap<IpAddr, (u16, Instant)>,
 }
@@ -77,6 +80,7 @@ impl Tunnels {
             entries: TunnelTable::default(),
             free: Vec::new(),
             generation: 0,
+            by_remote: HashMap::new(),
             path_mtus: HashMap::new(),
         }
     }
@@ -104,6 +108,7 @@ impl Tunnels {
         self.entries.set(slot, self.tunnel(&key, generation, route, next_hop));
         self.shared[slot as usize] = Some(Shared { key, generation, references: 1, route, next_hop });
         self.by_key.insert(key, slot);
+        self.by_remote.entry(key.remote).or_default().insert(slot);
         TunnelRef { slot, generation }
     }
 
@@ -128,6 +133,12 @@ impl Tunnels {
             let (key, next_hop) = (shared.key, shared.next_hop);
             *place = None;
             self.by_key.remove(&key);
+            if let Entry::Occupied(mut slots) = self.by_remote.entry(key.remote) {
+                slots.get_mut().remove(slot);
+                if slots.get().is_empty() {
+                    slots.remove();
+                }
+            }
             self.entries.set(*slot, None);
             self.free.push(*slot);
             self.release_hops(&[next_hop]);
@@ -174,21 +185,20 @@ impl Tunnels {
         });
         for (remote, mtu) in told {
             let known = self.path_mtus.get(&remote).map_or(ANY_MTU, |(mtu, _)| *mtu);
-            if mtu <= known && self.by_key.keys().any(|key| key.remote == remote) {
-                tracing::info!("the path to {remote} takes packets of {mtu} bytes");
+            if mtu <= known && self.by_remote.contains_key(&remote) {
                 self.path_mtus.insert(remote, (mtu, now));
                 if mtu < known {
+                    tracing::info!("the path to {remote} takes packets of {mtu} bytes");
                     moved.push(remote);
                 }
             }
         }
-        for slot in 0..self.shared.len() {
-            let Some(Some(Shared { key, route, generation, next_hop, .. })) = self.shared.get(slot) else {
-                continue;
-            };
-            if moved.contains(&key.remote) {
+        for slot in moved.iter().filter_map(|remote| self.by_remote.get(remote)).flatten() {
+            if let Some(Some(Shared { key, route, generation, next_hop, .. })) =
+                self.shared.get(*slot as usize)
+            {
                 let entry = self.tunnel(key, *generation, *route, *next_hop);
-                self.entries.set(slot as u32, entry);
+                self.entries.set(*slot, entry);
             }
         }
         !moved.is_empty()

@@ -87,7 +87,7 @@ impl Underlay {
         if frame.fragment != Fragment::Whole {
             return Verdict::Drop(DropReason::OuterFragment);
         }
-        if let Some(complaint) = icmp::read_complaint(packet.data(), frame, vxlan::UDP_PORT)
+        if let Some(complaint) = icmp::read_complaint(packet.data(), frame, vxlan::is_ours)
             && icmp_checksum_is_right(packet, frame)
         {
             let Complaint { remote, mtu } = complaint;
@@ -257,7 +257,15 @@ pub(super) fn write_key_v4(
     let inner_bytes = length.wrapping_sub(OUTER_V4_BYTES);
     let udp_bytes = (inner_bytes + UDP_BYTES + VXLAN_BYTES) as u16;
     let ours = macs & 0xffff_ffff_ffff == side.mac && macs & FROM_A_GROUP == 0;
-    if !ours || !key::is_whole_ipv4(word(8), word(14), word(22), word(30), udp_bytes + IPV4_BYTES as u16) {
+    if !ours
+        || !key::is_whole_ipv4(
+            word(8),
+            word(14),
+            word(22),
+            word(30),
+            udp_bytes.wrapping_add(IPV4_BYTES as u16),
+        )
+    {
         return false;
     }
     // Destination port, length, and no checksum.

@@ -71,22 +71,24 @@ const LEAST_V4_MTU: u16 = 576;
 /// The same of an IPv6 path (RFC 8201, section 4).
 const LEAST_V6_MTU: u32 = 1280;
 
-/// Reads an ICMP error whose checksum is right about a UDP packet to `port` that the error's addressee sent. `bytes` are the
-/// first bytes of `frame`. `None` where it is not one.
-pub fn read_complaint(bytes: &[u8], frame: &Frame, port: u16) -> Option<Complaint> {
+/// Reads an ICMP error about a UDP packet that the error's addressee sent, between ports (source, destination) of which
+/// `is_ours` says that they can be a tunnel's. `bytes` are the first bytes of `frame`. The checksum is to be looked at still. `None`
+/// where it is not such an error, or says of a packet that it was too large that was not.
+pub fn read_complaint(bytes: &[u8], frame: &Frame, is_ours: impl Fn(u16, u16) -> bool) -> Option<Complaint> {
     if !is_error(bytes, frame) {
         return None;
     }
     let message = bytes.get(usize::from(frame.l4_offset)..)?;
     let (header, quoted) = message.split_first_chunk::<ICMP_BYTES>()?;
-    let (remote, l4, mtu): (IpAddr, usize, _) = match frame.key.ipv4() {
+    let (remote, l4, length, mtu): (IpAddr, _, _, _) = match frame.key.ipv4() {
         Some((_, addressee)) => {
             let [source, remote] = [bytes_at(quoted, 12)?, bytes_at(quoted, 16)?].map(u32::from_be_bytes);
             let ours =
                 *quoted.first()? == 0x45 && quoted.get(9) == Some(&protocol::UDP) && source == addressee;
             let too_big = header[..2] == [DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED];
             let mtu = u16::from_be_bytes([header[6], header[7]]).max(LEAST_V4_MTU);
-            (Ipv4Addr::from(remote).into(), ours.then_some(IPV4_BYTES)?, too_big.then_some(mtu))
+            let l4 = ours.then_some(IPV4_BYTES)?;
+            (Ipv4Addr::from(remote).into(), l4, usize::from(be16(quoted, 2)?), too_big.then_some(mtu))
         }
         None => {
             let (_, addressee) = frame.key.ipv6()?;
@@ -95,14 +97,13 @@ pub fn read_complaint(bytes: &[u8], frame: &Frame, port: u16) -> Option<Complain
                 quoted.first()? >> 4 == 6 && quoted.get(6) == Some(&protocol::UDP) && source == addressee;
             let mtu = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
             let mtu = u16::try_from(mtu.max(LEAST_V6_MTU)).unwrap_or(u16::MAX);
-            (
-                Ipv6Addr::from(remote).into(),
-                ours.then_some(IPV6_BYTES)?,
-                (header[0] == PACKET_TOO_BIG).then_some(mtu),
-            )
+            let l4 = ours.then_some(IPV6_BYTES)?;
+            let length = IPV6_BYTES + usize::from(be16(quoted, 4)?);
+            (Ipv6Addr::from(remote).into(), l4, length, (header[0] == PACKET_TOO_BIG).then_some(mtu))
         }
     };
-    (be16(quoted, l4 + 2) == Some(port)).then_some(Complaint { remote, mtu })
+    let plausible = mtu.is_none_or(|mtu| length > usize::from(mtu));
+    (plausible && is_ours(be16(quoted, l4)?, be16(quoted, l4 + 2)?)).then_some(Complaint { remote, mtu })
 }
 
 /// To a multicast or broadcast address, which the error could not have as its source.

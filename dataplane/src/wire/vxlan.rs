@@ -40,6 +40,11 @@ pub fn source_port(flow_hash: u32) -> u16 {
     FIRST_DYNAMIC_PORT | (flow_hash as u16 & 0x3fff)
 }
 
+/// Whether a UDP packet between these ports can be one that [`Template`] has made.
+pub fn is_ours(source: u16, destination: u16) -> bool {
+    source >= FIRST_DYNAMIC_PORT && destination == UDP_PORT
+}
+
 /// The outer headers of one tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C)]

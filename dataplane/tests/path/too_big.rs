@@ -152,7 +152,7 @@ fn no_error_where_there_must_be_none() {
 fn a_router_tells_what_a_path_takes() {
     let mut world = World::new();
     for (frame, remote, least) in
-        [(udp4("10.1.0.2", 60), "192.0.2.2", 576), (udp6("fd00:1::2", 60), "2001:db8::2", 1280)]
+        [(udp4("10.1.0.2", 1450), "192.0.2.2", 576), (udp6("fd00:1::2", 1450), "2001:db8::2", 1280)]
     {
         let sent = world.run(VM1, &frame).frame(UPLINK).to_vec();
         let error = |fits| match sent[12] {
@@ -164,9 +164,10 @@ fn a_router_tells_what_a_path_takes() {
             let outcome = world.run(UPLINK, &error(fits));
             assert_eq!((outcome.notices, outcome.local), (vec![told], 1), "{remote}: {fits}");
         }
-        // As much as the uplink takes: no news.
-        let outcome = world.run(UPLINK, &error(UPLINK_MTU));
-        assert_eq!((outcome.notices, outcome.local), (Vec::new(), 1));
+        // As much as the packet had is not too little for it.
+        let length = (sent.len() - 14) as u16;
+        world.run(UPLINK, &error(length)).is_drop(DropReason::UnknownTunnel);
+        assert_eq!(world.run(UPLINK, &error(length - 1)).local, 1);
         // A wrong checksum; cut within the quoted addresses; about what this host did not send, or not through a tunnel.
         let l4 = if sent[12] == 8 { 34 } else { 54 };
         let quoted = l4 + 8;
@@ -176,7 +177,8 @@ fn a_router_tells_what_a_path_takes() {
             bent
         };
         let source = if l4 == 34 { quoted + 15 } else { quoted + 23 };
-        for bent in [wrong(l4 + 2), wrong(source), wrong(quoted + (l4 - 14) + 3)] {
+        let ports = quoted + l4 - 14;
+        for bent in [wrong(l4 + 2), wrong(source), wrong(ports + 3)] {
             world.run(UPLINK, &bent).is_drop(DropReason::UnknownTunnel);
         }
     }
