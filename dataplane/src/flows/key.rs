@@ -362,14 +362,15 @@ impl FlowKey {
     #[inline(always)]
     fn write(&mut self, words: [u64; 4], v6: Option<[u64; 3]>, scope: Scope, seed: u64) {
         let ([w0, w1, w2, w3], [s0, s1]) = (words, scope.source);
-        let mut hash =
-            fold(w0 ^ seed, w1 ^ scope.word.rotate_left(24)) ^ fold(w2 ^ s0.rotate_left(16), w3 ^ seed);
+        let other = seed.rotate_left(32);
+        let mut hash = fold(w0 ^ seed, w1 ^ scope.word.rotate_left(24) ^ other)
+            ^ fold(w2 ^ s0.rotate_left(16) ^ other, w3 ^ seed);
         let family = if v6.is_some() { INNER_IPV6 } else { 0 };
         self.head = [scope.word | family, s0, w0, w1, w2, w3];
         if v6.is_some() || scope.word & OUTER_IPV6 != 0 {
             let [w4, w5, w6] = v6.unwrap_or_default();
             if v6.is_some() {
-                hash ^= fold(w4 ^ seed, w5 ^ w6.rotate_left(8));
+                hash ^= fold(w4 ^ seed, w5 ^ w6.rotate_left(8) ^ other);
             }
             // The second half of an outer IPv6 source; the first one is the network's.
             if s1 != 0 {

@@ -16,7 +16,7 @@ const FLOWS_AT_ONCE: usize = 32;
 /// Sets that are looked at in a round: 1 KiB of tags, where the cache is empty.
 const SETS_AT_ONCE: usize = 64;
 /// Reports that wait for the control side: a worker that is busy fills them in some 100 us, and goes on when there is room.
-const REPORTS: usize = 32 * FLOWS_AT_ONCE;
+const REPORTS: usize = 8 * FLOWS_AT_ONCE;
 
 /// A flow as it stands in the cache.
 #[derive(Clone, Copy, Debug)]

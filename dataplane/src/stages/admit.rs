@@ -42,6 +42,7 @@ impl Stage<Parcels> for Admit {
     #[inline(never)]
     fn process(&mut self, burst: &mut Parcels) {
         let Admit { snapshot, underlay } = self;
+        burst.may_learn &= snapshot.version() >= burst.keyed_by;
         let snapshot = snapshot.current();
         let mut admitted = 0;
         let keyed = burst.keyed;

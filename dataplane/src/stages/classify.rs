@@ -100,9 +100,10 @@ impl Stage<Parcels> for Classify {
 
     #[inline(never)]
     fn process(&mut self, burst: &mut Parcels) {
+        let may_learn = burst.may_learn && self.snapshot.version() >= burst.keyed_by;
         let snapshot = self.snapshot.current();
         let mut wanted = burst.admitted;
-        let keyed = burst.keyed;
+        let keyed = if may_learn { burst.keyed } else { 0 };
         let Parts { packets, metas, words, lessons, .. } = burst.parts();
         // Packets of one port ask its table together, so that their misses in memory overlap.
         while wanted != 0 {

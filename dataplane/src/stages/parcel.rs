@@ -94,6 +94,7 @@ impl Meta {
         self.outer_ecn = 0;
         self.trap_by_default = false;
         self.verdict = Verdict::Open;
+        self.decision.affinity = 0;
     }
 
     /// It is decided what becomes of it.
@@ -138,6 +139,11 @@ pub struct Parcels {
     pub keyed: u64,
     /// A bit for each place with words.
     pub admitted: u64,
+    /// The version of the snapshot that the keys' generations were taken from.
+    pub keyed_by: u64,
+    /// Every stage that has decided about the packets did so by that snapshot, or by a newer one: what it decided may be
+    /// remembered under those generations.
+    pub may_learn: bool,
     /// All packets came from one port.
     pub is_of_one_port: bool,
     /// Of a burst that leaves as a whole: how. Its metas tell nothing then.
@@ -219,6 +225,8 @@ impl Default for Parcels {
             words: Box::new([[0; INGRESS_WORDS]; BATCH]),
             keyed: 0,
             admitted: 0,
+            keyed_by: 0,
+            may_learn: false,
             is_of_one_port: false,
             exit: None,
             lessons: ArrayVec::new(),

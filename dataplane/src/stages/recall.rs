@@ -3,7 +3,8 @@
 //! A packet of a plain shape gets the key of its flow, by which the flow cache knows what was decided about it, who may send
 //! it included. All keys of a burst are looked for side by side. What is known and needs no more than new headers is made
 //! ready at once where this worker also sends ([`super::express`]); the rest of the known goes to the stage that does what
-//! rules say, and all else is admitted and looked up. What comes of that is remembered when the next burst is here.
+//! rules say, and all else is admitted and looked up. What comes of that is remembered when the next burst is here, unless
+//! a stage still looked at older tables than this one: it would be remembered as what the newer ones say.
 
 use super::express::{Express, Piece};
 use super::ledger::Ledger;
@@ -41,8 +42,7 @@ impl Recall {
         Recall { snapshot, ledger, flows, seed, neighbours }
     }
 
-    /// Looks at the newest snapshot from now on. No stage behind this one may do so before it: what they decide is
-    /// remembered as decided by the tables that this one saw.
+    /// Looks at the newest snapshot from now on.
     #[inline(always)]
     pub fn refresh(&mut self) {
         self.snapshot.refresh();
@@ -272,6 +272,8 @@ impl Stage<Parcels> for Recall {
         if burst.has_lessons() {
             self.learn(burst);
         }
+        burst.keyed_by = self.snapshot.version();
+        burst.may_learn = true;
         self.recall(burst);
     }
 }

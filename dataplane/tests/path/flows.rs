@@ -6,9 +6,13 @@ use forebay_dataplane::action::{Action, PortId};
 use forebay_dataplane::counters::DropReason;
 use forebay_dataplane::flows::listing::{FlowCopy, Listing, Report};
 use forebay_dataplane::flows::record::{FlowRecord, Outer as Tunnel};
+use forebay_dataplane::stages::admit::Admit;
+use forebay_dataplane::stages::classify::Classify;
+use forebay_dataplane::stages::parcel::{Meta, Parcel, Parcels};
+use forebay_dataplane::stages::recall::Recall;
 use forebay_dataplane::task::Command;
-use forebay_pipeline::Batch;
 use forebay_pipeline::worker::Task;
+use forebay_pipeline::{Batch, Stage};
 
 /// Frames of flows that are remembered, and of some that are not.
 fn frames() -> Vec<(PortId, Vec<u8>)> {
@@ -101,6 +105,41 @@ fn a_flow_is_decided_anew_when_its_tables_change() {
     for _ in 0..2 {
         world.run(VM1, &out).frame(VM4);
         world.run(UPLINK, &back).frame(VM4);
+    }
+}
+
+#[test]
+fn what_older_tables_decided_is_not_remembered_as_what_newer_ones_say() {
+    let (mut lab, _queues) = Lab::new();
+    let Stages { mut recall, mut admit, mut classify, .. } = lab.stages(Vec::new());
+    let to_vm4 = frame4(mac(VM1), mac(VM4), "10.1.0.1", "10.1.0.4", 0, 60);
+    let mut burst = Parcels::new();
+    let pool = lab.pool.clone();
+    let mut is_delivered = |recall: &mut Recall, admit: &mut Admit, classify: &mut Classify| {
+        burst.drain().for_each(drop);
+        let packet = pool.allocate_with(&to_vm4).unwrap();
+        assert!(burst.push(Parcel { packet, meta: Meta::received(VM1) }).is_ok());
+        recall.process(&mut burst);
+        if burst.exit.is_some() {
+            return true;
+        }
+        admit.process(&mut burst);
+        classify.process(&mut burst);
+        let (_, meta) = burst.iter().next().unwrap();
+        meta.decision.action.plain_deliver() == Some(VM4)
+    };
+    for _ in 0..2 {
+        assert!(is_delivered(&mut recall, &mut admit, &mut classify));
+    }
+    // The rule goes, and the stages come to know it one by one.
+    lab.publish_rules(|line| if line.contains("\"a-vm4\"") { "" } else { line });
+    recall.refresh();
+    assert!(is_delivered(&mut recall, &mut admit, &mut classify), "by the tables of before");
+    admit.refresh();
+    assert!(is_delivered(&mut recall, &mut admit, &mut classify), "and again");
+    classify.refresh();
+    for _ in 0..3 {
+        assert!(!is_delivered(&mut recall, &mut admit, &mut classify), "the tables of before are remembered");
     }
 }
 

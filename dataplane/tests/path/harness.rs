@@ -305,9 +305,16 @@ impl Lab {
 
     /// Publishes the plan again, with `absent` ports taken away.
     pub fn publish(&mut self, absent: &[PortId]) {
-        let devices: Devices =
-            self.wires.iter().map(|(port, wire)| (*port, wire.to_us.id(), wire.from_us.id())).collect();
-        self.publisher.publish(Arc::new(snapshot(&tables(|line| line), &devices, absent)));
+        self.publisher.publish(Arc::new(snapshot(&tables(|line| line), &self.devices(), absent)));
+    }
+
+    /// Publishes the plan with its rules changed, as [`tables`] takes it.
+    pub fn publish_rules(&mut self, change: impl Fn(&str) -> &str) {
+        self.publisher.publish(Arc::new(snapshot(&tables(change), &self.devices(), &[])));
+    }
+
+    fn devices(&self) -> Devices {
+        self.wires.iter().map(|(port, wire)| (*port, wire.to_us.id(), wire.from_us.id())).collect()
     }
 
     fn wire(&mut self, port: PortId) -> &mut Wire {
