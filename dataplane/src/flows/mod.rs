@@ -4,3 +4,4 @@ pub mod cache;
 pub mod key;
 pub mod listing;
 pub mod record;
+pub mod shape;

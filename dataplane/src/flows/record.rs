@@ -73,7 +73,8 @@ impl FlowRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flows::key::{FlowKey, Scope, Shape};
+    use crate::flows::key::{FlowKey, Scope};
+    use crate::flows::shape::Shape;
     use crate::wire::protocol;
     use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, TcpHeader, UdpHeader};
     use proptest::prelude::*;

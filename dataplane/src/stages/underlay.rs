@@ -4,7 +4,8 @@ use super::admit::{answer, answer_echo, make_contiguous};
 use super::parcel::{Meta, Verdict, Words};
 use crate::control::notice::{Notice, Notices};
 use crate::counters::DropReason;
-use crate::flows::key::{self, FlowKey, Scope, Shape};
+use crate::flows::key::{FlowKey, Scope};
+use crate::flows::shape::{self, Shape};
 use crate::rules::pattern::ingress_words;
 use crate::rules::rule::Opaque;
 use crate::snapshot::{OWN_IPV4, PortEntry, UplinkEntry};
@@ -258,7 +259,7 @@ pub(super) fn write_key_v4(
     let udp_bytes = (inner_bytes + UDP_BYTES + VXLAN_BYTES) as u16;
     let ours = macs & 0xffff_ffff_ffff == side.mac && macs & FROM_A_GROUP == 0;
     if !ours
-        || !key::is_whole_ipv4(
+        || !shape::is_whole_ipv4(
             word(8),
             word(14),
             word(22),
