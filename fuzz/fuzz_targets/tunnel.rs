@@ -52,15 +52,21 @@ fn encapsulate(inner: &[u8], vni: u32) {
         let ecn = inner.first().map_or(0, |byte| byte & 3);
         let flow_hash = vni.wrapping_mul(0x9e37_79b9);
         let inner_sum = checksum::add(0, inner);
-        let patch = Patch { inner_bytes: inner.len(), ecn, flow_hash, inner_sum };
+        let patch =
+            Patch { next_hop: [2, 0, 0, 0, 0, 2], inner_bytes: inner.len(), ecn, flow_hash, inner_sum };
         let mut bytes = vec![0xaa; template.len()];
         match source {
-            IpAddr::V4(_) => template.write_v4(bytes.first_chunk_mut().expect("the template's length"), &patch),
-            IpAddr::V6(_) => template.write_v6(bytes.first_chunk_mut().expect("the template's length"), &patch),
+            IpAddr::V4(_) => {
+                template.write_v4(bytes.first_chunk_mut().expect("the template's length"), &patch)
+            }
+            IpAddr::V6(_) => {
+                template.write_v6(bytes.first_chunk_mut().expect("the template's length"), &patch)
+            }
         }
         bytes.extend(inner);
         let (back, outer, payload) = open(&bytes).expect("what was written reads back");
         assert_eq!((back, payload), (vni, inner));
+        assert_eq!(bytes[..6], patch.next_hop);
         assert_eq!(outer.traffic_class, 46 << 2 | ecn);
         assert!(matches!(outer.network, Network::Ipv4 | Network::Ipv6));
         if let (IpAddr::V6(source), IpAddr::V6(remote)) = (source, remote) {
