@@ -84,6 +84,12 @@ impl PackedAction {
         is_plain.then_some(TunnelRef { slot: self.target, generation: self.generation })
     }
 
+    /// The slot of the tunnel, of an action that encapsulates.
+    #[inline(always)]
+    pub fn tunnel_slot(&self) -> Option<u32> {
+        (self.kind == FORWARD).then_some(self.target)
+    }
+
     /// Replaces the destination of a frame that is encapsulated, where the action says so.
     #[inline(always)]
     pub fn set_inner_dst_mac(&self, frame: &mut [u8]) {

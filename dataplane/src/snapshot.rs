@@ -219,18 +219,11 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Whether a frame of so many bytes is small enough for the path, once it is encapsulated.
-    #[inline(always)]
-    pub fn takes(&self, bytes: usize) -> bool {
-        bytes + self.template.l3_overhead() <= usize::from(self.path_mtu)
-    }
-
-    /// Where packets go that are encapsulated, and how much is put in front of them: tunnels that have this in common
+    /// Where packets go that are encapsulated, and how large they may be: tunnels over one IP version that have this in common
     /// differ in nothing but the bytes of their headers.
     #[inline(always)]
     pub fn hop(&self) -> u64 {
-        let length = self.template.len() as u64;
-        u64::from(self.next_hop) | u64::from(self.uplink.0) << 32 | length << 48
+        u64::from(self.next_hop) | u64::from(self.uplink.0) << 32 | u64::from(self.path_mtu) << 48
     }
 }
 

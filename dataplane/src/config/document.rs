@@ -34,7 +34,7 @@ const ADDED_LATENCY_MAX_US: u32 = 10_000;
 /// The least and most flows that a worker remembers: one set of each kind of test traffic, and 2 GiB.
 const FLOW_CACHE_MIN: u32 = 64;
 const FLOW_CACHE_MAX: u32 = 1 << 24;
-/// 136 bytes each: 34 MiB for a worker whose tenants have that many flows at a time.
+/// 130 bytes each: 34 MiB for a worker whose tenants have that many flows at a time.
 const FLOW_CACHE_DEFAULT: u32 = 1 << 18;
 
 const PIPELINES: &str = "this version has the layouts fused and split only";

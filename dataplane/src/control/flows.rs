@@ -134,7 +134,7 @@ fn is_current(flow: &FlowCopy, snapshot: &Snapshot) -> Option<bool> {
         PortRole::Vf(vf) => vf.generation,
         PortRole::Uplink(_) => snapshot.ingress_generation,
     };
-    Some(flow.generation == generation)
+    Some(flow.generation == u64::from(generation))
 }
 
 impl Busiest {

@@ -1,8 +1,7 @@
 //! The flow cache of one worker: bounded, exact-match, set-associative.
 //!
-//! A set is eight entries and, apart from them, eight tags of 16 bits: one line tells which entry to look at, so that a
-//! lookup costs three lines however large the cache is, and a burst fetches all of them side by side ([`FlowCache::look`]
-//! for all keys at once, then [`Found::find`] and [`Found::flow`] for each).
+//! A set is sixteen entries and, apart from them, sixteen tags of 16 bits: half a line tells which entry to look at, so that a
+//! lookup costs three lines however large the cache is, and the packets of a burst fetch theirs side by side ([`Lookup`]).
 //!
 //! An entry carries the generation of the tables that it was decided by, and is as good as none when they have moved on: a
 //! rule change never walks the cache. A new flow takes a free place; else that of a flow that is out of date, or brought
@@ -12,18 +11,18 @@
 //! can aim at a set, since the hash is seeded by the host.
 
 use crate::action::PackedAction;
-use crate::flows::key::{FlowKey, HEAD_WORDS, TAIL_WORDS};
+use crate::flows::key::{FlowKey, Head, Tail};
 use crate::flows::listing::{FlowCopy, Piece};
 use forebay_pipeline::prefetch::{prefetch, prefetch_two_lines};
 use forebay_pipeline::tsc;
 use forebay_sriov::HugeSlice;
 use std::io;
 use std::time::Duration;
-use wide::u16x8;
+use wide::u16x16;
 use zerocopy::FromZeros;
 
-/// Entries of a set.
-const WAYS: usize = 8;
+/// Entries of a set: of 16, one flow in 1,250 finds its set full when the cache is half full; of 8, one in 120.
+pub(super) const WAYS: usize = 16;
 /// A flow that goes on is not put out for a new one before it has rested so long: a keep-alive or two of a
 /// request-response protocol, and short enough that a cache full of dead flows serves new ones within a second.
 const REST: Duration = Duration::from_millis(500);
@@ -32,7 +31,7 @@ pub(super) const TICK_BITS: u32 = 20;
 
 /// Tags of a set; 0 is a free place.
 #[derive(Clone, Copy, FromZeros)]
-#[repr(C, align(16))]
+#[repr(C, align(32))]
 struct Set {
     tags: [u16; WAYS],
 }
@@ -58,20 +57,16 @@ pub const NO_SLOT: u32 = u32::MAX;
 #[derive(Clone, Copy, FromZeros)]
 #[repr(C, align(128))]
 struct Entry {
-    head: [u64; HEAD_WORDS],
-    generation: u32,
+    head: Head,
     /// Tick of the newest packet.
     used: u32,
+    packets: u32,
     bytes: u64,
     decision: Decision,
-    packets: u32,
-    tail: [u64; TAIL_WORDS],
+    tail: Tail,
 }
 
 const _: () = assert!(size_of::<Entry>() == 128);
-
-/// No entry has the tag.
-const NO_CANDIDATE: u32 = u32::MAX;
 
 /// The flow cache of one worker.
 pub struct FlowCache {
@@ -82,28 +77,28 @@ pub struct FlowCache {
     rest: u32,
 }
 
-/// The tag of a hash: its upper bits, never 0. The lower bits choose the set.
+/// The tag of a hash: its upper bits, and one that is set, so that it is never 0. The lower bits choose the set.
 #[inline(always)]
 fn tag(hash: u64) -> u16 {
-    ((hash >> 48) as u16).max(1)
+    (hash >> 48) as u16 | 1
 }
 
 impl Set {
     /// The places whose tag is `tag`, a bit each.
     #[inline(always)]
     fn matching(&self, tag: u16) -> u32 {
-        u16x8::from(self.tags).simd_eq(u16x8::splat(tag)).to_bitmask()
+        u16x16::from(self.tags).simd_eq(u16x16::splat(tag)).to_bitmask()
     }
 }
 
 impl FlowCache {
-    /// A cache for `entries` flows, rounded up to a power of two of at least 64. Memory (136 bytes a flow) is taken from the
+    /// A cache for `entries` flows, rounded up to a power of two of at least 64. Memory (130 bytes a flow) is taken from the
     /// system at once, where it can give it so: later, packets would wait for it.
     ///
     /// # Errors
     /// The system has no address space of that size to give.
     pub fn new(entries: usize) -> io::Result<FlowCache> {
-        let count = (entries / WAYS).max(8).next_power_of_two();
+        let count = (entries / WAYS).max(4).next_power_of_two();
         let rest = tsc::from_duration(REST) >> TICK_BITS;
         let (sets, entries) = (HugeSlice::new(count)?, HugeSlice::new(count * WAYS)?);
         sets.populate(0..count);
@@ -127,58 +122,34 @@ impl FlowCache {
         hash as usize & self.set_mask
     }
 
-    /// Finds where each flow may stand and asks for the entries, in which [`Found`] then finds what is known.
+    /// The cache, to look for a burst's flows.
     #[inline(always)]
-    pub fn look(&mut self, keys: &mut [FlowKey]) -> Found<'_> {
-        let (sets, mask) = (&*self.sets, self.set_mask);
-        let entries = &mut *self.entries;
-        for key in keys.iter() {
-            if let Some(set) = sets.get(key.hash as usize & mask) {
-                prefetch(set);
-            }
-        }
-        for key in keys {
-            let set = key.hash as usize & mask;
-            key.candidate = NO_CANDIDATE;
-            let matching = sets.get(set).map_or(0, |set| set.matching(tag(key.hash)));
-            if matching == 0 {
-                continue;
-            }
-            let place = set * WAYS + matching.trailing_zeros() as usize;
-            if let Some(entry) = entries.get(place) {
-                prefetch_two_lines(entry);
-            }
-            key.candidate = place as u32;
-        }
-        Found { sets, entries, set_mask: mask, now: self.now }
-    }
-
-    fn find(&self, set: usize, key: &FlowKey) -> Option<usize> {
-        find(&self.sets, &self.entries, set, key)
+    pub fn lookup(&mut self) -> Lookup<'_> {
+        let FlowCache { sets, entries, set_mask, now, .. } = self;
+        Lookup { sets, entries, set_mask: *set_mask, now: *now }
     }
 
     /// Remembers what was decided about a flow, whose first packet had `bytes` bytes. False where every place of its set
     /// belongs to a flow that goes on.
     pub fn learn(&mut self, key: &FlowKey, decision: Decision, bytes: u32) -> bool {
         let set = self.set_of(key.hash);
-        let generation = key.generation;
-        let place = self.find(set, key).or_else(|| self.place_for_new(set, key));
+        let is_it = |entry: &Entry| key.is_flow(&entry.head, &entry.tail);
+        let known = find(&self.sets, &self.entries, set, key.hash, is_it);
+        let place = known.or_else(|| self.place_for_new(set, key));
         let Some(place) = place else { return false };
         let now = self.now;
         let (Some(entry), Some(tags)) = (self.entries.get_mut(place), self.sets.get_mut(set)) else {
             return false;
         };
         // The same flow, decided anew, goes on counting.
-        let known = key.is(&entry.head, &entry.tail);
-        let (packets, total) = if known { (entry.packets, entry.bytes) } else { (0, 0) };
+        let (packets, total) = if known.is_some() { (entry.packets, entry.bytes) } else { (0, 0) };
         *entry = Entry {
             head: key.head,
-            generation,
             used: now,
+            packets: packets.wrapping_add(1),
             bytes: total + u64::from(bytes),
             decision,
-            packets: packets.wrapping_add(1),
-            tail: if key.has_tail() { key.tail } else { [0; TAIL_WORDS] },
+            tail: if key.head.has_tail() { key.tail } else { Tail::default() },
         };
         tags.tags[place % WAYS] = tag(key.hash);
         true
@@ -198,7 +169,7 @@ impl FlowCache {
             let entry = self.entries.get(place)?;
             let age = self.now.wrapping_sub(entry.used);
             // The generation is of the key's own tables: it tells only of entries from the same scope.
-            let is_old = entry.head[0] == key.head[0] && entry.generation != key.generation;
+            let is_old = entry.head.is_outdated_by(&key.head);
             let is_single = entry.packets == 1;
             if is_old || (is_single && age > 0) {
                 return Some(place);
@@ -224,9 +195,9 @@ impl FlowCache {
             for (way, _) in tags.tags.iter().enumerate().filter(|(_, tag)| **tag != 0) {
                 let Some(entry) = self.entries.get(set * WAYS + way) else { continue };
                 piece.push(FlowCopy {
-                    head: entry.head,
+                    head: entry.head.words,
                     tail: entry.tail,
-                    generation: entry.generation,
+                    generation: entry.head.generation,
                     idle_ticks: now.wrapping_sub(entry.used),
                     packets: entry.packets,
                     bytes: entry.bytes,
@@ -238,12 +209,18 @@ impl FlowCache {
     }
 }
 
-/// The place of a flow in a set.
-fn find(sets: &[Set], entries: &[Entry], set: usize, key: &FlowKey) -> Option<usize> {
-    let mut matching = sets.get(set)?.matching(tag(key.hash));
+/// The place of the entry in a set that has the hash's tag and of which `is_it` is true.
+fn find(
+    sets: &[Set],
+    entries: &[Entry],
+    set: usize,
+    hash: u64,
+    is_it: impl Fn(&Entry) -> bool,
+) -> Option<usize> {
+    let mut matching = sets.get(set)?.matching(tag(hash));
     while matching != 0 {
         let place = set * WAYS + matching.trailing_zeros() as usize;
-        if entries.get(place).is_some_and(|entry| key.is(&entry.head, &entry.tail)) {
+        if entries.get(place).is_some_and(&is_it) {
             return Some(place);
         }
         matching &= matching - 1;
@@ -251,15 +228,41 @@ fn find(sets: &[Set], entries: &[Entry], set: usize, key: &FlowKey) -> Option<us
     None
 }
 
-/// A flow cache in which a burst's flows have been looked for.
-pub struct Found<'a> {
+/// A flow cache in which flows are looked for, in four steps, each of which asks for the memory that the next one needs: for
+/// the sets, [`Lookup::begin`]; for the entries, [`Lookup::look`]; then [`Lookup::find`] and [`Lookup::flow`].
+pub struct Lookup<'a> {
     sets: &'a [Set],
     entries: &'a mut [Entry],
     set_mask: usize,
     now: u32,
 }
 
-impl Found<'_> {
+impl Lookup<'_> {
+    /// Asks for the set of a key that has just been written.
+    #[inline(always)]
+    pub fn begin(&self, key: &FlowKey) {
+        if let Some(set) = self.sets.get(key.hash as usize & self.set_mask) {
+            prefetch(set);
+        }
+    }
+
+    /// Finds where each flow may stand and asks for the entries.
+    #[inline(always)]
+    pub fn look(&self, keys: &mut [FlowKey]) {
+        for key in keys {
+            let set = key.hash as usize & self.set_mask;
+            let matching = self.sets.get(set).map_or(0, |set| set.matching(tag(key.hash)));
+            let place = match matching {
+                0 => usize::MAX,
+                _ => set * WAYS + matching.trailing_zeros() as usize,
+            };
+            if let Some(entry) = self.entries.get(place) {
+                prefetch_two_lines(entry);
+            }
+            key.candidate = place as u32;
+        }
+    }
+
     /// The flow's decision, if it stands at its candidate (or, with the same tag, elsewhere in the set: then that is its
     /// candidate) and was made by the tables of the key's generation.
     #[inline(always)]
@@ -270,7 +273,7 @@ impl Found<'_> {
             key.candidate = place as u32;
             entry = self.entries.get(place)?;
         }
-        (entry.generation == key.generation).then_some(&entry.decision)
+        Some(&entry.decision)
     }
 
     /// What was decided about a flow that was found.
@@ -287,11 +290,12 @@ impl Found<'_> {
         Some(Flow { decision, now, used, packets, bytes })
     }
 
-    /// Two flows of one set have the same tag: once in some ten thousand lookups of a full cache.
+    /// Two flows of one set have the same tag, once in some ten thousand lookups of a full cache; or the tables have moved on.
     #[cold]
     #[inline(never)]
     fn find_elsewhere(&self, key: &FlowKey) -> Option<usize> {
-        find(self.sets, self.entries, key.hash as usize & self.set_mask, key)
+        let set = key.hash as usize & self.set_mask;
+        find(self.sets, self.entries, set, key.hash, |entry| key.is(&entry.head, &entry.tail))
     }
 }
 
@@ -320,12 +324,14 @@ mod tests {
     use super::*;
     use crate::action::{Action, PortId};
 
+    /// Flows that fill a set.
+    const ALL: u64 = WAYS as u64;
+
     /// A key of a flow with this number; flows of one `set` (modulo the cache's sets) share it.
     fn key(number: u64, set: u64) -> FlowKey {
         let mut key = FlowKey::NONE;
-        key.head[2] = number;
-        key.head[0] = 5;
-        key.hash = number << 48 | set;
+        key.head.words[0] = number;
+        key.hash = number << 49 | set;
         key
     }
 
@@ -334,17 +340,26 @@ mod tests {
         Decision { action: action.into(), slot: u32::from(port), flow_hash: 1, affinity: 2 }
     }
 
-    fn find(cache: &mut FlowCache, mut key: FlowKey, generation: u32) -> Option<u32> {
-        key.generation = generation;
-        let mut found = cache.look(std::slice::from_mut(&mut key));
-        found.find(&mut key)?;
-        let mut flow = found.flow(&key)?;
+    fn find(cache: &mut FlowCache, mut key: FlowKey, generation: u64) -> Option<u32> {
+        key.head.generation = generation;
+        let mut lookup = cache.lookup();
+        lookup.begin(&key);
+        lookup.look(std::slice::from_mut(&mut key));
+        lookup.find(&mut key)?;
+        let mut flow = lookup.flow(&key)?;
         flow.count(100);
         Some(flow.decision.slot)
     }
 
-    fn learn(cache: &mut FlowCache, key: FlowKey, generation: u32, decision: Decision, bytes: u32) -> bool {
-        cache.learn(&FlowKey { generation, ..key }, decision, bytes)
+    fn learn(
+        cache: &mut FlowCache,
+        mut key: FlowKey,
+        generation: u64,
+        decision: Decision,
+        bytes: u32,
+    ) -> bool {
+        key.head.generation = generation;
+        cache.learn(&key, decision, bytes)
     }
 
     fn small() -> FlowCache {
@@ -367,27 +382,27 @@ mod tests {
     #[test]
     fn flows_with_the_same_tag_are_told_apart() {
         let mut cache = small();
-        let twin = |number: u64| FlowKey { hash: 9 << 48 | 3, ..key(number, 3) };
-        for number in 1..=8 {
+        let twin = |number: u64| FlowKey { hash: 19 << 48 | 3, ..key(number, 3) };
+        for number in 1..=ALL {
             assert!(learn(&mut cache, twin(number), 1, decision(number as u16), 100));
         }
-        for number in 1..=8 {
+        for number in 1..=ALL {
             assert_eq!(find(&mut cache, twin(number), 1), Some(number as u32));
         }
-        assert_eq!(find(&mut cache, twin(9), 1), None);
+        assert_eq!(find(&mut cache, twin(ALL + 1), 1), None);
     }
 
     #[test]
     fn a_flood_of_new_flows_leaves_flows_that_go_on() {
         let mut cache = small();
-        for number in 1..=6 {
+        for number in 1..=ALL - 2 {
             assert!(learn(&mut cache, key(number, 2), 1, decision(number as u16), 100));
             assert_eq!(find(&mut cache, key(number, 2), 1), Some(number as u32));
         }
         for number in 100..5000 {
             assert!(learn(&mut cache, key(number, 2), 1, decision(9), 100), "the other two places serve");
         }
-        for number in 1..=6 {
+        for number in 1..=ALL - 2 {
             assert_eq!(find(&mut cache, key(number, 2), 1), Some(number as u32));
         }
     }
@@ -395,28 +410,28 @@ mod tests {
     #[test]
     fn a_set_full_of_flows_that_go_on_takes_no_new_one_until_they_rest() {
         let mut cache = small();
-        for number in 1..=8 {
+        for number in 1..=ALL {
             assert!(learn(&mut cache, key(number, 2), 1, decision(1), 100));
             assert!(find(&mut cache, key(number, 2), 1).is_some());
         }
-        assert!(!learn(&mut cache, key(9, 2), 1, decision(2), 100));
-        assert!(learn(&mut cache, key(9, 3), 1, decision(2), 100), "another set has room");
+        assert!(!learn(&mut cache, key(ALL + 1, 2), 1, decision(2), 100));
+        assert!(learn(&mut cache, key(ALL + 1, 3), 1, decision(2), 100), "another set has room");
         cache.now += cache.rest / 2;
-        (2..=8).for_each(|number| assert!(find(&mut cache, key(number, 2), 1).is_some()));
+        (2..=ALL).for_each(|number| assert!(find(&mut cache, key(number, 2), 1).is_some()));
         cache.now += cache.rest / 2 + 1;
-        assert!(learn(&mut cache, key(9, 2), 1, decision(2), 100));
+        assert!(learn(&mut cache, key(ALL + 1, 2), 1, decision(2), 100));
         assert_eq!(find(&mut cache, key(1, 2), 1), None, "the one that rested longest is out");
-        (2..=8).for_each(|number| assert!(find(&mut cache, key(number, 2), 1).is_some()));
+        (2..=ALL).for_each(|number| assert!(find(&mut cache, key(number, 2), 1).is_some()));
     }
 
     #[test]
     fn flows_of_tables_that_moved_on_give_their_places_away() {
         let mut cache = small();
-        for number in 1..=8 {
+        for number in 1..=ALL {
             assert!(learn(&mut cache, key(number, 2), 1, decision(1), 100));
             assert!(find(&mut cache, key(number, 2), 1).is_some());
         }
-        assert!(learn(&mut cache, key(9, 2), 2, decision(2), 100));
-        assert_eq!(find(&mut cache, key(9, 2), 2), Some(2));
+        assert!(learn(&mut cache, key(ALL + 1, 2), 2, decision(2), 100));
+        assert_eq!(find(&mut cache, key(ALL + 1, 2), 2), Some(2));
     }
 }

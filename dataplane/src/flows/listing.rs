@@ -6,7 +6,7 @@
 
 use crate::action::PortId;
 use crate::flows::cache::{Decision, FlowCache, TICK_BITS};
-use crate::flows::key::{HEAD_WORDS, TAIL_WORDS};
+use crate::flows::key::{self, HEAD_WORDS, Tail};
 use forebay_pipeline::ring::{RingConsumer, RingProducer, ring};
 use forebay_pipeline::{Batch, tsc};
 use std::time::Duration;
@@ -24,9 +24,9 @@ pub struct FlowCopy {
     /// First words of its key.
     pub head: [u64; HEAD_WORDS],
     /// The other words of its key.
-    pub tail: [u64; TAIL_WORDS],
+    pub tail: Tail,
     /// The generation of the tables that it was decided by.
-    pub generation: u32,
+    pub generation: u64,
     pub(super) idle_ticks: u32,
     /// Its packets, modulo 2^32.
     pub packets: u32,
@@ -39,7 +39,7 @@ pub struct FlowCopy {
 impl FlowCopy {
     /// The port that received it.
     pub fn port(&self) -> PortId {
-        PortId(self.head[0] as u16)
+        key::port(&self.head)
     }
 
     /// The time since its newest packet, to half a millisecond.
@@ -114,13 +114,14 @@ impl Listing {
 mod tests {
     use super::*;
     use crate::action::PackedAction;
+    use crate::flows::cache::WAYS;
     use crate::flows::key::FlowKey;
 
     fn remember(cache: &mut FlowCache, number: u64) {
         let mut key = FlowKey::NONE;
-        key.head[0] = number;
-        // Eight flows to a set, each with a tag of its own.
-        key.hash = ((number % 8 + 1) << 48) | (number / 8);
+        key.head.words[0] = number;
+        // A set full of flows, each with a tag of its own.
+        key.hash = ((number % 8 + 1) << 49) | (number / 8);
         let decision =
             Decision { action: PackedAction::TRAP, slot: number as u32, flow_hash: 0, affinity: 0 };
         assert!(cache.learn(&key, decision, 100 + number as u32));
@@ -170,7 +171,7 @@ mod tests {
         let cache = FlowCache::new(4096).unwrap();
         let (mut listing, mut ring) = Listing::new();
         let rounds = 1 + (0..).take_while(|_| listing.go_on(Some(&cache))).count();
-        assert_eq!(rounds, 4096 / 8 / SETS_AT_ONCE);
+        assert_eq!(rounds, 4096 / WAYS / SETS_AT_ONCE);
         assert!(matches!(read(&mut ring)[..], [Report::Through]));
     }
 

@@ -1,7 +1,7 @@
 //! What a flow's key says, as people read it: the way back from the words of [`FlowKey`](super::key::FlowKey).
 
 use crate::action::PortId;
-use crate::flows::key::{self, HEAD_WORDS, INGRESS, OUTER_IPV6, TAIL_WORDS, wide};
+use crate::flows::key::{self, HEAD_WORDS, Tail};
 use crate::wire::mac_from_bits;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -39,15 +39,8 @@ pub struct FlowRecord {
 
 impl FlowRecord {
     /// The fields of a key.
-    pub fn decode(head: &[u64; HEAD_WORDS], tail: &[u64; TAIL_WORDS]) -> FlowRecord {
-        let ([scope, outer_first, ..], [.., outer_second]) = (*head, *tail);
-        let outer = (scope & INGRESS != 0).then(|| Outer {
-            vni: ((scope >> 16) as u32 & 0x00ff_ffff).swap_bytes() >> 8,
-            source: match scope & OUTER_IPV6 {
-                0 => Ipv4Addr::from((outer_first as u32).swap_bytes()).into(),
-                _ => Ipv6Addr::from(wide(outer_first, outer_second)).into(),
-            },
-        });
+    pub fn decode(head: &[u64; HEAD_WORDS], tail: &Tail) -> FlowRecord {
+        let outer = key::tunnel(head, tail).map(|(vni, source)| Outer { vni, source });
         let fields = key::fields(head, tail);
         let (src, dst): (IpAddr, IpAddr) = match (fields.ipv4(), fields.ipv6()) {
             (Some((src, dst)), _) => (Ipv4Addr::from(src).into(), Ipv4Addr::from(dst).into()),
@@ -57,7 +50,7 @@ impl FlowRecord {
             }
         };
         FlowRecord {
-            port: PortId(scope as u16),
+            port: key::port(head),
             outer,
             src_mac: mac_from_bits(fields.src_mac()),
             dst_mac: mac_from_bits(fields.dst_mac()),
@@ -172,8 +165,8 @@ mod tests {
             let mut key = FlowKey::NONE;
             let shape = Shape::of(&bytes, bytes.len());
             prop_assert!(shape.is_some(), "{:02x?}", bytes);
-            shape.unwrap().write_key(scope(&flow, local), 77, &mut key);
-            prop_assert_eq!(FlowRecord::decode(&key.head, &key.tail), flow);
+            shape.unwrap().write_key(scope(&flow, local), 77.into(), &mut key);
+            prop_assert_eq!(FlowRecord::decode(&key.head.words, &key.tail), flow);
         }
     }
 }

@@ -530,7 +530,7 @@ impl Stage<Parcels> for Dispatch {
             if self.send_all(batch, &exit) {
                 return;
             }
-            batch.iter_mut().for_each(|(_, meta)| meta.verdict = exit.verdict());
+            batch.iter_mut().for_each(|(_, meta)| meta.leave(&exit));
         }
         // Packets mostly follow each other to the same port: what there is to know about it is looked up once.
         let mut shortcut: Option<Shortcut> = None;

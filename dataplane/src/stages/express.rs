@@ -4,21 +4,24 @@
 use super::ledger::{Class, Ledger};
 use super::parcel::{Exit, Meta, each_place};
 use crate::action::PortId;
-use crate::flows::cache::{Decision, Flow, Found};
+use crate::flows::cache::{Decision, Flow, Lookup};
 use crate::flows::key::FlowKey;
+use crate::flows::shape::ecn_of_plain;
 use crate::snapshot::{Neighbours, PortEntry, Snapshot, Tunnel};
-use crate::wire::vxlan::{MAX_TEMPLATE_BYTES, Patch, Template, V4_BYTES};
+use crate::wire::vxlan::{Patch, Template, V4_BYTES, V6_BYTES};
 use crate::wire::{ETHERNET_BYTES, MAC_BYTES, checksum};
 use forebay_pipeline::batch::BATCH;
 use forebay_sriov::Packet;
 
 /// A piece of a burst, from one port, whose flows have been looked for.
-pub(super) struct Piece<'a> {
+pub(super) struct Piece<'a, 'c> {
     pub port: PortId,
+    /// The place of its first packet in the burst.
+    pub first: usize,
     pub packets: &'a mut [Packet],
     pub metas: &'a mut [Meta],
     pub keys: &'a [FlowKey],
-    pub flows: Found<'a>,
+    pub flows: &'a mut Lookup<'c>,
     /// A bit for each packet whose flow is known.
     pub known: u64,
     pub ledger: &'a Ledger,
@@ -40,6 +43,8 @@ pub(super) struct Express<'a> {
 struct Way {
     /// [`Tunnel::hop`].
     hop: u64,
+    /// The tunnels are over IPv6.
+    is_v6: bool,
     /// The longest inner frame; 0 where each packet has to be looked at by itself.
     most_bytes: usize,
     mac: [u8; MAC_BYTES],
@@ -68,7 +73,7 @@ impl<'a> Express<'a> {
         Express {
             snapshot,
             neighbours,
-            way: Way { hop: u64::MAX, most_bytes: 0, mac: [0; MAC_BYTES], exit: nowhere(Class::Sent) },
+            way: Way { hop: 0, is_v6: false, most_bytes: 0, mac: [0; MAC_BYTES], exit: nowhere(Class::Sent) },
             door: Door { most_bytes: 0, exit: nowhere(Class::Delivered) },
             exit: None,
             ready: 0,
@@ -76,50 +81,53 @@ impl<'a> Express<'a> {
     }
 
     /// Does what was decided about the packet at `place` of a piece, which is known, and about those that follow it and go
-    /// the same way. Returns how many they are: none where that packet does not go the short way at all. The piece begins at
-    /// place `first` of the burst.
+    /// the same way. Returns how many they are; `None` where that packet does not go the short way at all.
     #[inline(always)]
-    pub fn take(&mut self, piece: &mut Piece<'_>, place: usize, first: usize) -> usize {
+    pub fn take(&mut self, piece: &mut Piece<'_, '_>, place: usize) -> Option<usize> {
         let from = piece.port;
-        let Some(action) = piece.decision(place).map(|decision| &decision.action) else { return 0 };
+        let action = &piece.decision(place)?.action;
         let (run, exit) = if let Some(tunnel) = action.plain_forward() {
-            let Some(tunnel) = self.snapshot.tunnel(tunnel) else { return 0 };
-            if tunnel.hop() != self.way.hop || self.way.exit.from != from {
+            let tunnel = self.snapshot.tunnel(tunnel)?;
+            let is_v6 = tunnel.template.covers_payload();
+            let Way { hop, is_v6: was_v6, exit, .. } = &self.way;
+            if (tunnel.hop(), is_v6, from) != (*hop, *was_v6, exit.from) {
                 self.turn_to_hop(tunnel, from);
             }
-            let run = match tunnel.template.covers_payload() {
+            let run = match is_v6 {
                 false => self.forward::<false>(piece, place),
                 true => self.forward::<true>(piece, place),
             };
             (run, self.way.exit)
-        } else if let Some(to) = action.plain_deliver() {
+        } else {
+            let to = action.plain_deliver()?;
             if (self.door.exit.to, self.door.exit.from) != (to, from) {
                 self.turn_to_port(to, from);
             }
             (self.deliver(piece, place), self.door.exit)
-        } else {
-            return 0;
         };
-        if run.packets > 0 {
-            self.note(piece.metas, (place, first), run, exit);
+        if run.packets == 0 {
+            return None;
         }
-        run.packets
+        self.note(piece, place, run, exit);
+        Some(run.packets)
     }
 
     /// Encapsulates. `V6`: over IPv6.
     #[inline(never)]
-    fn forward<const V6: bool>(&self, piece: &mut Piece<'_>, place: usize) -> Run {
+    fn forward<const V6: bool>(&self, piece: &mut Piece<'_, '_>, place: usize) -> Run {
         let Way { hop, most_bytes, mac, .. } = self.way;
         let (tunnels, rules) = (self.snapshot.tunnels.slots(), piece.ledger.rules());
-        piece.each_of_run(place, |packet, meta, flow| {
+        piece.each_of_run(place, |packet, key, flow| {
             let decision = flow.decision;
             let tunnel = tunnels.get(decision.action.plain_forward()?)?;
             let bytes = packet.len();
-            if tunnel.hop() != hop
-                || bytes > most_bytes
-                || !tunnel.takes(bytes)
-                || !encapsulate::<V6>(packet, meta, decision, &tunnel.template, mac)
-            {
+            if tunnel.hop() != hop || tunnel.template.covers_payload() != V6 || bytes > most_bytes {
+                return None;
+            }
+            let frame = packet.data_mut().first_chunk_mut::<{ ETHERNET_BYTES + 2 }>()?;
+            decision.action.set_inner_dst_mac(frame);
+            let ecn = ecn_of_plain(frame, key.is_ipv6());
+            if !encapsulate::<V6>(packet, ecn, decision.flow_hash, &tunnel.template, mac) {
                 return None;
             }
             flow.count(bytes as u32);
@@ -130,13 +138,21 @@ impl<'a> Express<'a> {
 
     /// Delivers.
     #[inline(never)]
-    fn deliver(&self, piece: &mut Piece<'_>, place: usize) -> Run {
+    fn deliver(&self, piece: &mut Piece<'_, '_>, place: usize) -> Run {
         let Door { most_bytes, exit } = self.door;
         let rules = piece.ledger.rules();
-        piece.each_of_run(place, |packet, meta, flow| {
-            let bytes = meta.counted_bytes(packet) as usize;
+        let Some(outer) = piece.keys.get(place).map(FlowKey::outer) else { return Run::default() };
+        // What is not ECN-capable outside, or ECT(0), marks nothing inside (RFC 6040, figure 4).
+        let may_mark = |packet: &Packet| ecn_of_plain(packet.data(), outer.is_ipv6()) & 1 != 0;
+        piece.each_of_run(place, |packet, key, flow| {
+            let bytes = packet.len() - outer.len();
             let decision = flow.decision;
-            if decision.action.plain_deliver() != Some(exit.to) || bytes > most_bytes || !open(packet, meta) {
+            if key.outer() != outer
+                || decision.action.plain_deliver() != Some(exit.to)
+                || bytes > most_bytes
+                || (!outer.is_empty() && may_mark(packet))
+                || !packet.trim_front(outer.len())
+            {
                 return None;
             }
             flow.count(bytes as u32);
@@ -145,19 +161,19 @@ impl<'a> Express<'a> {
         })
     }
 
-    /// Notes how packets leave.
+    /// Notes how packets leave, the first of which is at that place of the piece.
     #[inline(always)]
-    fn note(&mut self, metas: &mut [Meta], (place, first): (usize, usize), run: Run, exit: Exit) {
+    fn note(&mut self, piece: &mut Piece<'_, '_>, place: usize, run: Run, exit: Exit) {
         let of_burst = self.exit.get_or_insert(exit);
         if of_burst.is_like(&exit) {
-            self.ready |= (u64::MAX >> (BATCH - run.packets)) << (place + first);
+            self.ready |= (u64::MAX >> (BATCH - run.packets)) << (piece.first + place);
             of_burst.bytes += run.bytes;
         } else {
-            metas.iter_mut().skip(place).take(run.packets).for_each(|meta| meta.verdict = exit.verdict());
+            piece.metas.iter_mut().skip(place).take(run.packets).for_each(|meta| meta.leave(&exit));
         }
     }
 
-    /// How all of a burst leaves, whose packets have these bits; `None` where each packet's verdict tells.
+    /// How all of a burst leaves, whose packets have these bits; `None` where each packet's meta tells.
     #[inline(always)]
     pub fn exit(self, all: u64, metas: &mut [Meta]) -> Option<Exit> {
         let exit = self.exit?;
@@ -166,7 +182,7 @@ impl<'a> Express<'a> {
         }
         each_place(self.ready, |place| {
             if let Some(meta) = metas.get_mut(place) {
-                meta.verdict = exit.verdict();
+                meta.leave(&exit);
             }
         });
         None
@@ -174,12 +190,14 @@ impl<'a> Express<'a> {
 
     #[inline(never)]
     fn turn_to_hop(&mut self, tunnel: &Tunnel, from: PortId) {
-        let mtu = self.snapshot.port(tunnel.uplink).map_or(0, |uplink| usize::from(uplink.mtu));
+        let uplink_mtu = self.snapshot.port(tunnel.uplink).map_or(0, |uplink| uplink.mtu);
+        let mtu = usize::from(uplink_mtu.min(tunnel.path_mtu));
         let mac = self.neighbours.resolve(tunnel.next_hop);
         let most_bytes = mac.map_or(0, |_| mtu.saturating_sub(tunnel.template.l3_overhead()));
         let mut exit = Exit::new(from, tunnel.uplink, tunnel.next_hop, Class::Sent);
         exit.longest = most_bytes + tunnel.template.len();
-        self.way = Way { hop: tunnel.hop(), most_bytes, mac: mac.unwrap_or_default(), exit };
+        let (hop, is_v6) = (tunnel.hop(), tunnel.template.covers_payload());
+        self.way = Way { hop, is_v6, most_bytes, mac: mac.unwrap_or_default(), exit };
     }
 
     #[inline(never)]
@@ -192,7 +210,7 @@ impl<'a> Express<'a> {
     }
 }
 
-impl Piece<'_> {
+impl Piece<'_, '_> {
     /// What was decided about the packet at a place, which is known.
     #[inline(always)]
     fn decision(&self, place: usize) -> Option<&Decision> {
@@ -202,14 +220,31 @@ impl Piece<'_> {
     /// Leaves the packet at a place, which is known, to the stage that does what rules say.
     #[inline(never)]
     pub fn act(&mut self, place: usize) {
-        let Piece { packets, metas, keys, flows, ledger, .. } = self;
-        if let (Some(packet), Some(meta), Some(mut flow)) =
-            (packets.get(place), metas.get_mut(place), keys.get(place).and_then(|key| flows.flow(key)))
+        let Piece { port, packets, metas, keys, flows, ledger, .. } = self;
+        if let (Some(packet), Some(meta), Some(key)) =
+            (packets.get(place), metas.get_mut(place), keys.get(place))
+            && let Some(mut flow) = flows.flow(key)
         {
+            meta.describe(*port, packet, key);
             let bytes = meta.counted_bytes(packet);
             flow.count(bytes);
             ledger.matched(flow.decision.slot, u64::from(bytes));
             meta.act(flow.decision);
+        }
+    }
+
+    /// Leaves the packet at a place, which is not known, to the stages that decide about it.
+    #[inline(never)]
+    pub fn leave(&mut self, place: usize, has_key: bool, unwritten: bool) {
+        let Piece { port, packets, metas, keys, .. } = self;
+        if let (Some(packet), Some(meta), Some(key)) =
+            (packets.get(place), metas.get_mut(place), keys.get(place))
+        {
+            if has_key {
+                meta.describe(*port, packet, key);
+            } else if unwritten {
+                meta.renew(*port);
+            }
         }
     }
 
@@ -219,19 +254,17 @@ impl Piece<'_> {
     fn each_of_run(
         &mut self,
         place: usize,
-        mut visit: impl FnMut(&mut Packet, &Meta, &mut Flow<'_>) -> Option<usize>,
+        mut visit: impl FnMut(&mut Packet, &FlowKey, &mut Flow<'_>) -> Option<usize>,
     ) -> Run {
         let mut run = Run::default();
         let end = place + (self.known >> place).trailing_ones() as usize;
-        let Piece { packets, metas, keys, flows, .. } = self;
-        let (Some(packets), Some(metas), Some(keys)) =
-            (packets.get_mut(place..end), metas.get(place..end), keys.get(place..end))
-        else {
+        let Piece { packets, keys, flows, .. } = self;
+        let (Some(packets), Some(keys)) = (packets.get_mut(place..end), keys.get(place..end)) else {
             return run;
         };
-        for ((packet, meta), key) in packets.iter_mut().zip(metas).zip(keys) {
+        for (packet, key) in packets.iter_mut().zip(keys) {
             let Some(mut flow) = flows.flow(key) else { break };
-            let Some(bytes) = visit(packet, meta, &mut flow) else { break };
+            let Some(bytes) = visit(packet, key, &mut flow) else { break };
             run.packets += 1;
             run.bytes += bytes as u64;
         }
@@ -251,24 +284,22 @@ pub(super) fn vlans_beside<'a>(snapshot: &'a Snapshot, port: &PortEntry) -> Opti
 
 /// Bytes that a tunnel puts in front of a frame.
 const fn template_bytes(v6: bool) -> usize {
-    if v6 { MAX_TEMPLATE_BYTES } else { V4_BYTES }
+    if v6 { V6_BYTES } else { V4_BYTES }
 }
 
-/// Puts a tunnel's headers in front of a frame that fits, and replaces its destination where there is another one; false,
-/// and the headers not written, where the buffer has no room. `V6`: the tunnel is over IPv6.
+/// Puts a tunnel's headers in front of a frame that fits; false, and nothing done, where the buffer has no room. `V6`: the
+/// tunnel is over IPv6.
 #[inline(always)]
 pub(super) fn encapsulate<const V6: bool>(
     packet: &mut Packet,
-    meta: &Meta,
-    decision: &Decision,
+    ecn: u8,
+    flow_hash: u16,
     template: &Template,
     next_hop: [u8; MAC_BYTES],
 ) -> bool {
     let inner_bytes = packet.len();
-    decision.action.set_inner_dst_mac(packet.data_mut());
-    let flow_hash = u32::from(decision.flow_hash);
-    let mut patch =
-        Patch { next_hop, inner_bytes, ecn: meta.layout.traffic_class & 3, flow_hash, inner_sum: 0 };
+    let flow_hash = u32::from(flow_hash);
+    let mut patch = Patch { next_hop, inner_bytes, ecn, flow_hash, inner_sum: 0 };
     if V6 {
         patch.inner_sum = sum(packet);
         let Some(out) = packet.prepend_array() else { return false };
@@ -289,10 +320,4 @@ fn sum(packet: &Packet) -> u64 {
     let mut sum = checksum::Segments::new(0);
     packet.segments().for_each(|segment| sum.add(segment));
     sum.sum()
-}
-
-/// Strips the outer headers, if nothing was marked on the way that would have to be marked inside.
-#[inline(always)]
-fn open(packet: &mut Packet, meta: &Meta) -> bool {
-    meta.outer_ecn == 0 && packet.trim_front(usize::from(meta.inner_offset))
 }

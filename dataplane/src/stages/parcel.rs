@@ -5,6 +5,7 @@ use crate::action::{PackedAction, PortId};
 use crate::counters::DropReason;
 use crate::flows::cache::{Decision, NO_SLOT};
 use crate::flows::key::FlowKey;
+use crate::flows::shape::ecn_of_plain;
 use crate::rules::pattern::INGRESS_WORDS;
 use crate::wire::frame::{Fragment, Frame, Layout};
 use arrayvec::ArrayVec;
@@ -97,6 +98,26 @@ impl Meta {
         self.decision.affinity = 0;
     }
 
+    /// As [`Meta::renew`], of a packet with a key, and tells what it is.
+    #[inline(always)]
+    pub fn describe(&mut self, port: PortId, packet: &Packet, key: &FlowKey) {
+        self.renew(port);
+        let bytes = packet.data();
+        let outer = key.outer();
+        self.inner_offset = outer.len() as u16;
+        if !outer.is_empty() {
+            self.outer_ecn = ecn_of_plain(bytes, outer.is_ipv6());
+        }
+        self.layout = Layout::of_plain(bytes.get(outer.len()..).unwrap_or_default());
+    }
+
+    /// In the place of an earlier packet's: it is ready and leaves that way.
+    #[inline(always)]
+    pub fn leave(&mut self, exit: &Exit) {
+        self.renew(exit.from);
+        self.verdict = exit.verdict();
+    }
+
     /// It is decided what becomes of it.
     #[inline(always)]
     pub fn act(&mut self, decision: &Decision) {
@@ -144,8 +165,8 @@ pub struct Parcels {
     /// Every stage that has decided about the packets did so by that snapshot, or by a newer one: what it decided may be
     /// remembered under those generations.
     pub may_learn: bool,
-    /// All packets came from one port.
-    pub is_of_one_port: bool,
+    /// The port that received all packets, whose metas the first stage has yet to write. Where there is none, they are written.
+    pub sole_port: Option<PortId>,
     /// Of a burst that leaves as a whole: how. Its metas tell nothing then.
     pub exit: Option<Exit>,
     lessons: ArrayVec<Lesson, BATCH>,
@@ -227,7 +248,7 @@ impl Default for Parcels {
             admitted: 0,
             keyed_by: 0,
             may_learn: false,
-            is_of_one_port: false,
+            sole_port: None,
             exit: None,
             lessons: ArrayVec::new(),
         }
@@ -256,6 +277,7 @@ impl Parcels {
     pub fn clear(&mut self) {
         self.packets.clear();
         self.lessons.clear();
+        self.sole_port = None;
         self.exit = None;
     }
 
@@ -292,7 +314,8 @@ impl Parcels {
         !self.lessons.is_empty()
     }
 
-    /// Lets `fill` add packets to an empty burst. Their metas are to be written by [`Parcels::parts`].
+    /// Lets `fill` add packets to an empty burst. Their metas are to be written by [`Parcels::parts`], or
+    /// [`Parcels::sole_port`] to be set.
     #[inline(always)]
     pub fn fill<T>(&mut self, fill: impl FnOnce(&mut PacketBurst) -> T) -> T {
         fill(&mut self.packets)

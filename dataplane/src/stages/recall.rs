@@ -1,7 +1,7 @@
 //! First stage: what was decided before about the packet's flow.
 //!
 //! A packet of a plain shape gets the key of its flow, by which the flow cache knows what was decided about it, who may send
-//! it included. All keys of a burst are looked for side by side. What is known and needs no more than new headers is made
+//! it included. Groups of packets take the steps of the lookup in turn. What is known and needs no more than new headers is made
 //! ready at once where this worker also sends ([`super::express`]); the rest of the known goes to the stage that does what
 //! rules say, and all else is admitted and looked up. What comes of that is remembered when the next burst is here, unless
 //! a stage still looked at older tables than this one: it would be remembered as what the newer ones say.
@@ -11,10 +11,11 @@ use super::ledger::Ledger;
 use super::parcel::{Meta, Parcels, Parts, Verdict};
 use super::underlay::{self, Side};
 use crate::action::PortId;
-use crate::flows::cache::{FlowCache, Found};
-use crate::flows::key::{FlowKey, Scope};
+use crate::flows::cache::{FlowCache, Lookup};
+use crate::flows::key::{FlowKey, Scope, Seed};
 use crate::flows::shape::Shape;
 use crate::snapshot::{Neighbours, PortRole, Snapshot, TunnelTable};
+use forebay_pipeline::batch::BATCH;
 use forebay_pipeline::publish::Subscriber;
 use forebay_pipeline::stage::Stage;
 use forebay_pipeline::tsc;
@@ -26,7 +27,7 @@ pub struct Recall {
     snapshot: Subscriber<Snapshot>,
     ledger: Ledger,
     flows: FlowCache,
-    seed: u64,
+    seed: Seed,
     neighbours: Option<Arc<Neighbours>>,
 }
 
@@ -40,7 +41,7 @@ impl Recall {
         seed: u64,
         neighbours: Option<Arc<Neighbours>>,
     ) -> Recall {
-        Recall { snapshot, ledger, flows, seed, neighbours }
+        Recall { snapshot, ledger, flows, seed: seed.into(), neighbours }
     }
 
     /// Looks at the newest snapshot from now on.
@@ -63,90 +64,150 @@ impl Recall {
         &self.flows
     }
 
-    /// Decides about the packets whose flows are known, piece by piece.
+    /// Decides about the packets whose flows are known.
+    ///
+    /// The burst goes through four steps group by group, like items through a pipeline: while the memory that the next
+    /// step of one group needs is on its way, other groups take theirs.
     #[inline(always)]
     fn recall(&mut self, burst: &mut Parcels) {
         let Recall { snapshot, ledger, flows, seed, neighbours } = self;
         let snapshot = snapshot.current();
         let mut express = neighbours.as_deref().map(|neighbours| Express::new(snapshot, neighbours));
-        let (all, is_of_one_port) = (burst.all(), burst.is_of_one_port);
+        let (all, sole_port) = (burst.all(), burst.sole_port.take());
         let Parts { packets, metas, keys, .. } = burst.parts();
-        let (mut keyed, mut first) = (0, 0);
-        while let Some(Meta { port, .. }) = metas.get(first) {
-            let port = *port;
-            let mut end = packets.len().min(first + PIECE);
-            if !is_of_one_port {
-                let rest = metas.iter().take(end).skip(first);
-                end = first + rest.take_while(|meta| meta.port == port).count();
+        let mut lookup = flows.lookup();
+        let mut keyed = 0;
+        let (mut looked, mut found, mut last) = (Group::NONE, Group::NONE, Group::NONE);
+        let mut next = Group::cut(0, packets.len(), sole_port, metas);
+        loop {
+            if !next.is_empty() {
+                let (packets, metas, keys) = (next.of(packets), next.of(metas), next.of_mut(keys));
+                let skip = if sole_port.is_some() { 0 } else { decided(metas) };
+                next.known = write_keys(snapshot, next.port, *seed, (packets, keys, skip), &lookup);
+                keyed |= next.known << next.first;
             }
-            let (Some(packets), Some(metas), Some(keys)) =
-                (packets.get_mut(first..end), metas.get_mut(first..end), keys.get_mut(first..end))
-            else {
+            if !looked.is_empty() {
+                lookup.look(looked.of_mut(keys));
+            }
+            if !found.is_empty() {
+                found.known &= find_all(&lookup, found.of_mut(keys), ledger, &snapshot.tunnels);
+            }
+            if !last.is_empty() {
+                let Group { first, port, known, .. } = last;
+                let (packets, metas, keys) = (last.of_mut(packets), last.of_mut(metas), last.of(keys));
+                let piece = Piece { port, first, packets, metas, keys, flows: &mut lookup, known, ledger };
+                settle(piece, express.as_mut(), keyed >> first, sole_port.is_some());
+            }
+            (last, found, looked) = (found, looked, next);
+            if looked.is_empty() && found.is_empty() && last.is_empty() {
                 break;
-            };
-            let with_key = write_keys(snapshot, port, *seed, packets, metas, keys);
-            if with_key != 0 {
-                keyed |= with_key << first;
-                // Keys of places without their bit are of an earlier burst: looking for them does no harm.
-                let flows = flows.look(keys);
-                let known = with_key & find_all(&flows, keys, ledger, &snapshot.tunnels);
-                let piece = Piece { port, packets, metas, keys, flows, known, ledger };
-                settle(piece, express.as_mut(), first);
             }
-            first = end;
+            next = Group::cut(next.end.max(looked.end), packets.len(), sole_port, metas);
         }
         burst.exit = express.and_then(|express| express.exit(all, metas));
         burst.keyed = keyed;
     }
 }
 
-/// Packets that are worked on together: few enough that all that is fetched for them (headers, keys, flows, counters,
-/// tunnels: some ten cache lines each) stays in a first-level cache of 32 KiB.
-const PIECE: usize = 32;
+/// Packets that go through the steps together. There are four groups under way: few enough packets that all that is fetched
+/// for them (headers, keys, flows, counters, tunnels: some ten cache lines each) stays in a first-level cache of 32 KiB.
+const GROUP: usize = 16;
 
-/// Does what was decided about the packets that are known, or has it done.
-#[inline(always)]
-fn settle(mut piece: Piece<'_>, mut express: Option<&mut Express<'_>>, first: usize) {
-    let mut place = 0;
-    while place < piece.packets.len() {
-        if piece.known >> place & 1 == 0 {
-            place += 1;
-            continue;
+/// Packets of one port that follow each other in a burst.
+#[derive(Clone, Copy)]
+struct Group {
+    first: usize,
+    end: usize,
+    port: PortId,
+    /// The places, from `first` on, that have a key; later, those whose flow is known.
+    known: u64,
+}
+
+impl Group {
+    const NONE: Group = Group { first: 0, end: 0, port: PortId(0), known: 0 };
+
+    /// The group that begins at a place of a burst of `count` packets.
+    #[inline(always)]
+    fn cut(first: usize, count: usize, sole_port: Option<PortId>, metas: &[Meta]) -> Group {
+        let mut end = count.min(first + GROUP);
+        let Some(port) = sole_port.or_else(|| metas.get(first).map(|meta| meta.port)) else {
+            return Group { first, end: first, ..Group::NONE };
+        };
+        if sole_port.is_none() {
+            let rest = metas.iter().take(end).skip(first);
+            end = first + rest.take_while(|meta| meta.port == port).count();
         }
-        let taken = express.as_mut().map_or(0, |express| express.take(&mut piece, place, first));
-        if taken == 0 {
-            piece.act(place);
-        }
-        place += taken.max(1);
+        Group { first, end, port, known: 0 }
+    }
+
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
+        self.first == self.end
+    }
+
+    #[inline(always)]
+    fn of<'a, T>(&self, all: &'a [T]) -> &'a [T] {
+        all.get(self.first..self.end).unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn of_mut<'a, T>(&self, all: &'a mut [T]) -> &'a mut [T] {
+        all.get_mut(self.first..self.end).unwrap_or_default()
     }
 }
 
-/// Writes the keys of the packets that have one, all of one port. Returns their places.
+/// The places of packets that something was decided about already.
+#[inline(never)]
+fn decided(metas: &[Meta]) -> u64 {
+    let bit = |(place, meta): (usize, &Meta)| u64::from(meta.verdict != Verdict::Open) << place;
+    metas.iter().enumerate().map(bit).sum()
+}
+
+/// Does what was decided about the packets that are known, or has it done. Writes the metas of all that goes on to other stages:
+/// those of packets without a key only where they are `unwritten`.
+#[inline(always)]
+fn settle(mut piece: Piece<'_, '_>, mut express: Option<&mut Express<'_>>, keyed: u64, unwritten: bool) {
+    let mut place = 0;
+    while place < piece.packets.len() {
+        if piece.known >> place & 1 == 0 {
+            piece.leave(place, keyed >> place & 1 != 0, unwritten);
+            place += 1;
+            continue;
+        }
+        let taken = express.as_mut().and_then(|express| express.take(&mut piece, place));
+        if taken.is_none() {
+            piece.act(place);
+        }
+        place += taken.unwrap_or(1);
+    }
+}
+
+/// Writes the keys of the packets that have one, all of one port, but for the places in `skip`. Returns their places.
 #[inline(always)]
 fn write_keys(
     snapshot: &Snapshot,
     port: PortId,
-    seed: u64,
-    packets: &[Packet],
-    metas: &mut [Meta],
-    keys: &mut [FlowKey],
+    seed: Seed,
+    (packets, keys, skip): (&[Packet], &mut [FlowKey], u64),
+    lookup: &Lookup<'_>,
 ) -> u64 {
     let Some(port) = snapshot.port(port) else { return 0 };
+    let all = u64::MAX >> (BATCH - packets.len());
     match &port.role {
         PortRole::Vf(vf) => {
             let of_port = (port.id, vf.generation);
-            let keyed = write_keys_v4(packets, metas, keys, of_port, seed);
-            match keyed.count_ones() as usize == packets.len() {
+            let keyed = write_keys_v4((packets, keys, skip), of_port, seed, lookup);
+            match keyed | skip == all {
                 true => keyed,
-                false => keyed | write_keys_v6(packets, metas, keys, keyed, (of_port, seed)),
+                false => keyed | write_keys_v6((packets, keys, keyed | skip), of_port, seed, lookup),
             }
         }
         PortRole::Uplink(uplink) => {
             let side = Side::new(port, uplink, snapshot.ingress_generation);
-            let keyed = write_keys_of_tunnels_v4(packets, metas, keys, side, seed);
-            match keyed.count_ones() as usize == packets.len() {
+            let keyed = write_keys_of_tunnels_v4((packets, keys, skip), side, seed, lookup);
+            match keyed | skip == all {
                 true => keyed,
-                false => keyed | write_keys_of_tunnels(packets, metas, keys, keyed, (side, seed)),
+                false => keyed | write_keys_of_tunnels((packets, keys, keyed | skip), side, seed, lookup),
             }
         }
     }
@@ -154,18 +215,15 @@ fn write_keys(
 
 /// Finds the flows that are known, and asks for what else is needed about them. Returns their places.
 #[inline(never)]
-fn find_all(flows: &Found<'_>, keys: &mut [FlowKey], ledger: &Ledger, tunnels: &TunnelTable) -> u64 {
+fn find_all(lookup: &Lookup<'_>, keys: &mut [FlowKey], ledger: &Ledger, tunnels: &TunnelTable) -> u64 {
     let (rules, tunnels) = (ledger.rules(), tunnels.slots());
-    let (mut known, mut bit, mut tunnel_before) = (0, 1u64, u32::MAX);
+    let (mut known, mut bit) = (0, 1u64);
     for key in keys {
-        if let Some(decision) = flows.find(key) {
+        if let Some(decision) = lookup.find(key) {
             known |= bit;
             rules.prefetch(decision.slot);
-            if let Some(tunnel) = decision.action.plain_forward()
-                && tunnel.slot != tunnel_before
-            {
-                tunnel_before = tunnel.slot;
-                tunnels.prefetch(tunnel.slot);
+            if let Some(slot) = decision.action.tunnel_slot() {
+                tunnels.prefetch(slot);
             }
         }
         bit <<= 1;
@@ -173,19 +231,18 @@ fn find_all(flows: &Found<'_>, keys: &mut [FlowKey], ledger: &Ledger, tunnels: &
     known
 }
 
-/// Writes the keys of packets by `write`, which tells whether there is one, but not at the places in `skip`. Returns the
-/// places that have one now.
+/// Writes the keys of packets by `write`, which tells whether there is one, but not at the places in `skip`, and begins to look
+/// for their flows. Returns the places that have one now.
 #[inline(always)]
 fn write_all(
-    packets: &[Packet],
-    metas: &mut [Meta],
-    keys: &mut [FlowKey],
-    skip: u64,
-    write: impl Fn(&Packet, &mut Meta, &mut FlowKey) -> bool,
+    (packets, keys, skip): (&[Packet], &mut [FlowKey], u64),
+    lookup: &Lookup<'_>,
+    write: impl Fn(&Packet, &mut FlowKey) -> bool,
 ) -> u64 {
     let (mut keyed, mut bit) = (0, 1u64);
-    for ((packet, meta), key) in packets.iter().zip(metas).zip(keys) {
-        if skip & bit == 0 && meta.verdict == Verdict::Open && write(packet, meta, key) {
+    for (packet, key) in packets.iter().zip(keys) {
+        if skip & bit == 0 && write(packet, key) {
+            lookup.begin(key);
             keyed |= bit;
         }
         bit <<= 1;
@@ -196,72 +253,59 @@ fn write_all(
 /// Writes the keys of what a VF sent over IPv4 to one station, where the shape is plain.
 #[inline(never)]
 fn write_keys_v4(
-    packets: &[Packet],
-    metas: &mut [Meta],
-    keys: &mut [FlowKey],
+    places: (&[Packet], &mut [FlowKey], u64),
     (port, generation): (PortId, u32),
-    seed: u64,
+    seed: Seed,
+    lookup: &Lookup<'_>,
 ) -> u64 {
     let scope = Scope::egress(port.0, generation);
-    write_all(packets, metas, keys, 0, |packet, meta, key| {
-        match Shape::write_v4(packet.data(), packet.len(), scope, seed, key) {
-            Some(shape) if !shape.is_to_a_group() => {
-                meta.layout = shape.layout;
-                true
-            }
-            _ => false,
+    write_all(places, lookup, |packet, key| match Shape::of_v4(packet.data(), packet.len()) {
+        Some(shape) if !shape.is_to_a_group() => {
+            shape.write_key(scope, seed, key);
+            true
         }
+        _ => false,
     })
 }
 
-/// As [`write_keys_v4`], for IPv6, where there is no key yet.
+/// As [`write_keys_v4`], for IPv6.
 #[inline(never)]
 fn write_keys_v6(
-    packets: &[Packet],
-    metas: &mut [Meta],
-    keys: &mut [FlowKey],
-    keyed: u64,
-    ((port, generation), seed): ((PortId, u32), u64),
+    places: (&[Packet], &mut [FlowKey], u64),
+    (port, generation): (PortId, u32),
+    seed: Seed,
+    lookup: &Lookup<'_>,
 ) -> u64 {
     let scope = Scope::egress(port.0, generation);
-    write_all(packets, metas, keys, keyed, |packet, meta, key| {
-        match Shape::of_v6(packet.data(), packet.len()) {
-            Some(shape) if !shape.is_to_a_group() => {
-                meta.layout = shape.layout;
-                shape.write_key(scope, seed, key);
-                true
-            }
-            _ => false,
+    write_all(places, lookup, |packet, key| match Shape::of_v6(packet.data(), packet.len()) {
+        Some(shape) if !shape.is_to_a_group() => {
+            shape.write_key(scope, seed, key);
+            true
         }
+        _ => false,
     })
 }
 
 /// Writes the keys of what came through tunnels to an uplink, with IPv4 outside and inside.
 #[inline(never)]
 fn write_keys_of_tunnels_v4(
-    packets: &[Packet],
-    metas: &mut [Meta],
-    keys: &mut [FlowKey],
+    places: (&[Packet], &mut [FlowKey], u64),
     side: Side<'_>,
-    seed: u64,
+    seed: Seed,
+    lookup: &Lookup<'_>,
 ) -> u64 {
-    write_all(packets, metas, keys, 0, |packet, meta, key| {
-        underlay::write_key_v4(side, packet, meta, key, seed)
-    })
+    write_all(places, lookup, |packet, key| underlay::write_key_v4(side, packet, key, seed))
 }
 
-/// As [`write_keys_of_tunnels_v4`], for either version, where there is no key yet.
+/// As [`write_keys_of_tunnels_v4`], for either version.
 #[inline(never)]
 fn write_keys_of_tunnels(
-    packets: &[Packet],
-    metas: &mut [Meta],
-    keys: &mut [FlowKey],
-    keyed: u64,
-    (side, seed): (Side<'_>, u64),
+    places: (&[Packet], &mut [FlowKey], u64),
+    side: Side<'_>,
+    seed: Seed,
+    lookup: &Lookup<'_>,
 ) -> u64 {
-    write_all(packets, metas, keys, keyed, |packet, meta, key| {
-        underlay::write_key(side, packet, meta, key, seed)
-    })
+    write_all(places, lookup, |packet, key| underlay::write_key(side, packet, key, seed))
 }
 
 impl Stage<Parcels> for Recall {

@@ -82,22 +82,33 @@ impl Receive {
 /// Every packet belongs to the device's own port.
 #[inline(never)]
 fn take_all(burst: &mut Parcels, port: PortId, is_vf: bool, ledger: &Ledger) {
-    burst.is_of_one_port = true;
-    let Parts { packets, metas, .. } = burst.parts();
-    packets.iter().for_each(Packet::prefetch_header);
+    burst.sole_port = Some(port);
+    let Parts { packets, .. } = burst.parts();
     if is_vf {
         // It will mostly be encapsulated.
         packets.iter().for_each(Packet::prefetch_headroom);
     }
-    let mut bytes = 0;
-    for (packet, meta) in packets.iter_mut().zip(metas.iter_mut()) {
-        meta.renew(port);
-        if packet.has_stripped_vlan() {
-            meta.verdict = restore_tag(packet);
-        }
+    let (mut bytes, mut tagged) = (0, false);
+    for packet in packets.iter() {
+        packet.prefetch_header();
+        tagged |= packet.has_stripped_vlan();
         bytes += packet.len() as u64;
     }
     ledger.received(port, packets.len() as u64, bytes);
+    if tagged {
+        restore_tags(burst, port);
+    }
+}
+
+/// Writes the metas, too: not every packet may be sound any more.
+#[cold]
+#[inline(never)]
+fn restore_tags(burst: &mut Parcels, port: PortId) {
+    burst.sole_port = None;
+    let Parts { packets, metas, .. } = burst.parts();
+    for (packet, meta) in packets.iter_mut().zip(metas) {
+        *meta = Meta { verdict: restore_tag(packet), ..Meta::received(port) };
+    }
 }
 
 /// The tag tells whose packet it is; what has no port of its own belongs to the device's port.
@@ -107,7 +118,7 @@ fn take_by_vlan(burst: &mut Parcels, entry: &DeviceEntry, ledger: &Ledger) {
         // The device is being taken away: nobody counts the packets of its own port any more.
         burst.fill(|packets| packets.retain(|packet| behind_tag(entry, packet).is_some()));
     }
-    burst.is_of_one_port = false;
+    burst.sole_port = None;
     let Parts { packets, metas, .. } = burst.parts();
     packets.iter().for_each(Packet::prefetch_header);
     for (packet, meta) in packets.iter_mut().zip(metas.iter_mut()) {

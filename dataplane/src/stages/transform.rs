@@ -83,9 +83,11 @@ fn forward(
         return Verdict::Drop(DropReason::NoBuffer);
     }
     // Whoever sends it resolves the next hop, or has the packet wait for it.
+    meta.decision.action.set_inner_dst_mac(packet.data_mut());
+    let ecn = meta.layout.traffic_class & 3;
     let is_done = match template.covers_payload() {
-        false => encapsulate::<false>(packet, meta, &meta.decision, template, [0; MAC_BYTES]),
-        true => encapsulate::<true>(packet, meta, &meta.decision, template, [0; MAC_BYTES]),
+        false => encapsulate::<false>(packet, ecn, meta.decision.flow_hash, template, [0; MAC_BYTES]),
+        true => encapsulate::<true>(packet, ecn, meta.decision.flow_hash, template, [0; MAC_BYTES]),
     };
     match is_done {
         true => Verdict::Send { uplink: tunnel.uplink, next_hop: tunnel.next_hop },

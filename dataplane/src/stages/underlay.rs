@@ -4,17 +4,15 @@ use super::admit::{answer, answer_echo, make_contiguous};
 use super::parcel::{Meta, Verdict, Words};
 use crate::control::notice::{Notice, Notices};
 use crate::counters::DropReason;
-use crate::flows::key::{FlowKey, Scope};
-use crate::flows::shape::{self, Shape};
+use crate::flows::key::{FlowKey, Scope, Seed};
+use crate::flows::shape::{self, Ends, Shape};
 use crate::rules::pattern::ingress_words;
 use crate::rules::rule::Opaque;
 use crate::snapshot::{OWN_IPV4, PortEntry, UplinkEntry};
 use crate::wire::frame::{Fragment, Frame, Network, WINDOW_BYTES};
 use crate::wire::icmp::{self, Complaint};
-use crate::wire::vxlan::VXLAN_BYTES;
-use crate::wire::{
-    self, ETHERNET_BYTES, IPV4_BYTES, UDP_BYTES, arp, be16, checksum, le64, nd, protocol, vxlan,
-};
+use crate::wire::vxlan::{V4_BYTES, V6_BYTES, VXLAN_BYTES};
+use crate::wire::{self, IPV4_BYTES, UDP_BYTES, arp, be16, checksum, le64, nd, protocol, vxlan};
 use forebay_sriov::Packet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -236,56 +234,40 @@ impl<'a> Side<'a> {
     }
 }
 
-/// Bytes of what is in front of the inner frame.
-const OUTER_V4_BYTES: usize = ETHERNET_BYTES + IPV4_BYTES + UDP_BYTES + VXLAN_BYTES;
 /// Bit of a word of six bytes of MAC and two of the next one: that one is a group's.
 const FROM_A_GROUP: u64 = 1 << 48;
 
 /// Writes the key of what came through a VXLAN to the uplink's own address over IPv4, with IPv4 inside, where the outer and
 /// the inner packet are of a plain shape, nothing stands behind the datagram and it has no checksum.
 #[inline(always)]
-pub(super) fn write_key_v4(
-    side: Side<'_>,
-    packet: &Packet,
-    meta: &mut Meta,
-    key: &mut FlowKey,
-    seed: u64,
-) -> bool {
+pub(super) fn write_key_v4(side: Side<'_>, packet: &Packet, key: &mut FlowKey, seed: Seed) -> bool {
     let (bytes, length) = (packet.data(), packet.len());
-    let Some((head, inner)) = bytes.split_first_chunk::<OUTER_V4_BYTES>() else { return false };
+    let Some((head, inner)) = bytes.split_first_chunk::<V4_BYTES>() else { return false };
     let word = |at| le64(head, at);
-    let macs = word(0);
-    let inner_bytes = length.wrapping_sub(OUTER_V4_BYTES);
+    let (macs, outer) = (word(0), [word(8), word(16), word(24), word(32)]);
+    let [_, w2, w3, w4] = outer;
+    let inner_bytes = length.wrapping_sub(V4_BYTES);
     let udp_bytes = (inner_bytes + UDP_BYTES + VXLAN_BYTES) as u16;
     let ours = macs & 0xffff_ffff_ffff == side.mac && macs & FROM_A_GROUP == 0;
-    if !ours
-        || !shape::is_whole_ipv4(
-            word(8),
-            word(14),
-            word(22),
-            word(30),
-            udp_bytes.wrapping_add(IPV4_BYTES as u16),
-        )
-    {
+    if !ours || shape::whole_ipv4_bytes(outer) != Some(udp_bytes.wrapping_add(IPV4_BYTES as u16)) {
         return false;
     }
     // Destination port, length, and no checksum.
     let udp = u64::from(vxlan::UDP_PORT.swap_bytes()) | u64::from(udp_bytes.swap_bytes()) << 16;
-    let (is_udp, header) = (word(22) as u16 >> 8 == u16::from(protocol::UDP), word(42));
+    let (is_udp, header) = ((w2 >> 56) as u8 == protocol::UDP, word(42));
+    let destination = (w3 >> 48) as u32 | (w4 as u32) << 16;
     if !is_udp
         || word(34) >> 16 != udp
         || header & u64::from(vxlan::FLAG_VNI) == 0
-        || side.ipv4 != Some(word(30) as u32)
+        || side.ipv4 != Some(destination)
     {
         return false;
     }
     let vni = (header >> 32) as u32 & 0x00ff_ffff;
-    let scope = Scope::vxlan_v4(side.port.id.0, vni, OWN_IPV4, (word(22) >> 32) as u32, side.generation);
-    match Shape::write_v4(inner, inner_bytes, scope, seed, key) {
+    let scope = Scope::vxlan_v4(side.port.id.0, vni, OWN_IPV4, (w3 >> 16) as u32, side.generation);
+    match Shape::of_v4(inner, inner_bytes) {
         Some(shape) if !shape.is_from_a_group() => {
-            meta.inner_offset = OUTER_V4_BYTES as u16;
-            meta.outer_ecn = head[15] & 3;
-            meta.layout = shape.layout;
+            shape.write_key(scope, seed, key);
             true
         }
         _ => false,
@@ -294,37 +276,32 @@ pub(super) fn write_key_v4(
 
 /// As [`write_key_v4`], for whatever has a plain shape outside and inside.
 #[inline(never)]
-pub(super) fn write_key(
-    side: Side<'_>,
-    packet: &Packet,
-    meta: &mut Meta,
-    key: &mut FlowKey,
-    seed: u64,
-) -> bool {
+pub(super) fn write_key(side: Side<'_>, packet: &Packet, key: &mut FlowKey, seed: Seed) -> bool {
     let outer = Shape::of(packet.data(), packet.len());
-    let Some((scope, inner_offset, outer_class)) = outer.and_then(|outer| tunnel_of(side, &outer, packet))
-    else {
+    let Some((scope, inner_offset)) = outer.and_then(|outer| tunnel_of(side, &outer, packet)) else {
         return false;
     };
     let inner_bytes = packet.len().saturating_sub(inner_offset);
     let inner = packet.data().get(inner_offset..).and_then(|inner| Shape::of(inner, inner_bytes));
     let Some(inner) = inner.filter(|inner| !inner.is_from_a_group()) else { return false };
-    meta.inner_offset = inner_offset as u16;
-    meta.outer_ecn = outer_class & 3;
-    meta.layout = inner.layout;
     inner.write_key(scope, seed, key);
     true
 }
 
-/// The tunnel that a packet came through, where the inner frame begins, and the outer traffic class.
+/// The tunnel that a packet came through, and where the inner frame begins.
 #[inline(always)]
-fn tunnel_of(side: Side<'_>, outer: &Shape, packet: &Packet) -> Option<(Scope, usize, u8)> {
+fn tunnel_of(side: Side<'_>, outer: &Shape, packet: &Packet) -> Option<(Scope, usize)> {
     let Side { port, uplink, generation, .. } = side;
     let (bytes, length) = (packet.data(), packet.len());
     if !outer.is_to(port.mac) || outer.is_from_a_group() {
         return None;
     }
-    let l4 = usize::from(outer.layout.l4_offset);
+    let ends = outer.ends();
+    let inner_offset = match ends {
+        Ends::V4(..) => V4_BYTES,
+        Ends::V6(..) => V6_BYTES,
+    };
+    let l4 = inner_offset - UDP_BYTES - VXLAN_BYTES;
     let header = bytes.get(l4..)?.first_chunk::<{ UDP_BYTES + VXLAN_BYTES }>()?;
     let udp_bytes = usize::from(u16::from_be_bytes([header[4], header[5]]));
     let vxlan_port = u16::from_be_bytes([header[2], header[3]]) == vxlan::UDP_PORT;
@@ -333,31 +310,31 @@ fn tunnel_of(side: Side<'_>, outer: &Shape, packet: &Packet) -> Option<(Scope, u
         return None;
     }
     let covered = header[6] | header[7] != 0;
-    if covered && !covered_bytes_are_right(packet, outer, l4) {
+    if covered && !covered_bytes_are_right(packet, ends, l4) {
         return None;
     }
     let vni = u32::from_le_bytes([header[12], header[13], header[14], 0]);
-    let scope = match outer.layout.network {
-        Network::Ipv4 => {
-            let (source, local) = outer.ipv4_ends();
-            Scope::vxlan_v4(port.id.0, vni, uplink.local_v4(local)?, source.swap_bytes(), generation)
+    let scope = match ends {
+        Ends::V4(source, local) => {
+            let local = uplink.local_v4(local.swap_bytes())?;
+            Scope::vxlan_v4(port.id.0, vni, local, source, generation)
         }
-        _ => {
-            let (source, local) = outer.ipv6_ends();
+        Ends::V6(source, [first, second]) => {
+            let local = u128::from(first.swap_bytes()) << 64 | u128::from(second.swap_bytes());
             Scope::vxlan_v6(port.id.0, vni, uplink.local_v6(local)?, source, generation)
         }
     };
-    Some((scope, l4 + UDP_BYTES + VXLAN_BYTES, outer.layout.traffic_class))
+    Some((scope, inner_offset))
 }
 
 /// Whether the UDP checksum, which is not zero, is right. Only of a packet in one piece: else the full way finds out.
 #[inline(never)]
-fn covered_bytes_are_right(packet: &Packet, outer: &Shape, l4: usize) -> bool {
+fn covered_bytes_are_right(packet: &Packet, ends: Ends, l4: usize) -> bool {
     let bytes = packet.data();
     let whole = bytes.len() == packet.len();
     whole
         && bytes.get(l4..).is_some_and(|datagram| {
-            let pseudo = outer.address_sum() + u64::from(protocol::UDP) + datagram.len() as u64;
+            let pseudo = ends.sum() + u64::from(protocol::UDP) + datagram.len() as u64;
             checksum::fold(checksum::add(pseudo, datagram)) == 0
         })
 }

@@ -19,7 +19,7 @@ pub const VXLAN_BYTES: usize = 8;
 /// The I flag: the VNI is valid.
 pub const FLAG_VNI: u8 = 0x08;
 /// The most bytes that a template puts in front of a frame: over IPv6.
-pub const MAX_TEMPLATE_BYTES: usize = ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES + VXLAN_BYTES;
+pub const V6_BYTES: usize = ETHERNET_BYTES + IPV6_BYTES + UDP_BYTES + VXLAN_BYTES;
 /// Bytes that a template over IPv4 puts in front of a frame.
 pub const V4_BYTES: usize = ETHERNET_BYTES + IPV4_BYTES + UDP_BYTES + VXLAN_BYTES;
 /// First of the 16,384 dynamic ports (RFC 6335) that RFC 7348 recommends as source ports.
@@ -55,7 +55,7 @@ pub struct Template {
     /// constant part of UDP and VXLAN.
     sum: u16,
     /// What stands behind the next hop's MAC.
-    bytes: [u8; MAX_TEMPLATE_BYTES - MAC_BYTES],
+    bytes: [u8; V6_BYTES - MAC_BYTES],
 }
 
 /// What differs from packet to packet.
@@ -85,7 +85,7 @@ impl Template {
         ttl: u8,
         dscp: u8,
     ) -> Option<Template> {
-        let mut bytes = [0; MAX_TEMPLATE_BYTES];
+        let mut bytes = [0; V6_BYTES];
         let l3 = ETHERNET_BYTES;
         bytes[MAC_BYTES..2 * MAC_BYTES].copy_from_slice(&src_mac);
         let (ether_type, l4) = match (source, remote) {
@@ -138,7 +138,7 @@ impl Template {
     /// The UDP checksum covers the inner frame, whose sum must be given.
     #[inline(always)]
     pub fn covers_payload(&self) -> bool {
-        self.len() == MAX_TEMPLATE_BYTES
+        self.len() == V6_BYTES
     }
 
     /// Writes the headers over IPv4 in front of the inner frame. The caller has checked that the outer packet fits the
@@ -158,7 +158,7 @@ impl Template {
 
     /// As [`Template::write_v4`], over IPv6, where the UDP checksum covers the inner frame.
     #[inline(always)]
-    pub fn write_v6(&self, out: &mut [u8; MAX_TEMPLATE_BYTES], patch: &Patch) {
+    pub fn write_v6(&self, out: &mut [u8; V6_BYTES], patch: &Patch) {
         let port = source_port(patch.flow_hash);
         let udp_bytes = (patch.inner_bytes + UDP_BYTES + VXLAN_BYTES) as u16;
         let sum = u64::from(self.sum) + 2 * u64::from(udp_bytes) + u64::from(port) + patch.inner_sum;
@@ -216,7 +216,7 @@ mod tests {
         let template = Template::new([2, 0, 0, 0, 0, 1], source, remote, 0x00ab_cdef, 64, 46).unwrap();
         let inner_sum = checksum::add(0, inner);
         let patch = Patch { next_hop: [0; 6], inner_bytes: inner.len(), ecn, flow_hash, inner_sum };
-        let (mut v4, mut v6) = ([0; V4_BYTES], [0; MAX_TEMPLATE_BYTES]);
+        let (mut v4, mut v6) = ([0; V4_BYTES], [0; V6_BYTES]);
         let mut out = match source {
             IpAddr::V4(_) => {
                 template.write_v4(&mut v4, &patch);
