@@ -7,7 +7,7 @@
 
 use crate::flows::key::{FlowKey, HEAD_WORDS, Scope, Seed};
 use crate::wire::frame::{Fragment, Layout, Network};
-use crate::wire::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, be16, le64, protocol};
+use crate::wire::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, le64, protocol};
 
 /// A frame of a plain shape: the fields of its key, but for where the packet came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,22 +85,22 @@ fn ipv4_sum_is_right([w1, w2, w3, w4]: [u64; 4]) -> bool {
 #[inline(always)]
 pub fn whole_ipv4_bytes(words: [u64; 4]) -> Option<u16> {
     let [w1, w2, ..] = words;
-    let plain = w1 & TYPE_AND_VERSION == IPV4_PLAIN && w2 & FRAGMENT == 0;
-    (plain && ipv4_sum_is_right(words)).then_some((w2 as u16).swap_bytes())
+    let differs = w1 & TYPE_AND_VERSION ^ IPV4_PLAIN | w2 & FRAGMENT;
+    (differs == 0 && ipv4_sum_is_right(words)).then_some((w2 as u16).swap_bytes())
 }
 
 impl Layout {
     /// Of a frame that has a [`Shape`].
     #[inline(always)]
     pub fn of_plain(bytes: &[u8]) -> Layout {
-        let at = |place| usize::from(be16(bytes, place).unwrap_or(0));
-        let word = at(ETHERNET_BYTES);
-        let is_v4 = word >> 12 == 4;
-        let (network, header_bytes, protocol, traffic_class, l3_bytes) = match is_v4 {
-            true => (Network::Ipv4, IPV4_BYTES, at(22), word, at(16)),
-            false => (Network::Ipv6, IPV6_BYTES, at(20) >> 8, word >> 4, IPV6_BYTES + at(18)),
+        let Some(head) = bytes.first_chunk::<LEAST_V4_BYTES>() else { return Layout::UNKNOWN };
+        let at = |place| usize::from(u16::from_be_bytes([head[place], head[place + 1]]));
+        let class = at(ETHERNET_BYTES);
+        let (network, header_bytes, protocol, traffic_class, l3_bytes) = match class >> 12 {
+            4 => (Network::Ipv4, IPV4_BYTES, head[23], class, at(16)),
+            _ => (Network::Ipv6, IPV6_BYTES, head[20], class >> 4, IPV6_BYTES + at(18)),
         };
-        let has_ports = matches!(protocol as u8, protocol::UDP | protocol::TCP);
+        let has_ports = matches!(protocol, protocol::UDP | protocol::TCP);
         Layout {
             l3_offset: ETHERNET_BYTES as u16,
             l4_offset: if has_ports { (ETHERNET_BYTES + header_bytes) as u16 } else { 0 },

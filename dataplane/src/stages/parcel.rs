@@ -102,13 +102,13 @@ impl Meta {
     #[inline(always)]
     pub fn describe(&mut self, port: PortId, packet: &Packet, key: &FlowKey) {
         self.renew(port);
-        let bytes = packet.data();
-        let outer = key.outer();
-        self.inner_offset = outer.len() as u16;
+        let (mut bytes, outer) = (packet.data(), key.outer());
         if !outer.is_empty() {
+            self.inner_offset = outer.len() as u16;
             self.outer_ecn = ecn_of_plain(bytes, outer.is_ipv6());
+            bytes = bytes.get(outer.len()..).unwrap_or_default();
         }
-        self.layout = Layout::of_plain(bytes.get(outer.len()..).unwrap_or_default());
+        self.layout = Layout::of_plain(bytes);
     }
 
     /// In the place of an earlier packet's: it is ready and leaves that way.
