@@ -1,6 +1,6 @@
 //! The flow cache of one worker: bounded, exact-match, set-associative.
 //!
-//! A set is sixteen entries and, apart from them, sixteen tags of 16 bits: half a line tells which entry to look at, so that a
+//! A set is sixteen entries and, apart from them, sixteen tags of 15 bits: half a line tells which entry to look at, so that a
 //! lookup costs three lines however large the cache is, and the packets of a burst fetch theirs side by side ([`Lookup`]).
 //!
 //! An entry carries the generation of the tables that it was decided by, and is as good as none when they have moved on: a
@@ -290,7 +290,7 @@ impl Lookup<'_> {
         Some(Flow { decision, now, used, packets, bytes })
     }
 
-    /// Two flows of one set have the same tag, once in some ten thousand lookups of a full cache; or the tables have moved on.
+    /// Two flows of one set have the same tag, once in some thousand lookups of a full cache; or the tables have moved on.
     #[cold]
     #[inline(never)]
     fn find_elsewhere(&self, key: &FlowKey) -> Option<usize> {

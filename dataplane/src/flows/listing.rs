@@ -121,7 +121,7 @@ mod tests {
         let mut key = FlowKey::NONE;
         key.head.words[0] = number;
         // A set full of flows, each with a tag of its own.
-        key.hash = ((number % 8 + 1) << 49) | (number / 8);
+        key.hash = ((number % WAYS as u64 + 1) << 49) | (number / WAYS as u64);
         let decision =
             Decision { action: PackedAction::TRAP, slot: number as u32, flow_hash: 0, affinity: 0 };
         assert!(cache.learn(&key, decision, 100 + number as u32));

@@ -419,8 +419,7 @@ impl Dispatch {
     #[inline(always)]
     fn send_all(&mut self, batch: &mut Parcels, exit: &Exit) -> bool {
         let Exit { from, to, class, bytes, longest, .. } = *exit;
-        let verdict = exit.verdict();
-        let Some(shortcut) = self.shortcut(&Meta { verdict, ..Meta::received(from) }) else { return false };
+        let Some(shortcut) = self.shortcut(from, exit.verdict()) else { return false };
         let packets = batch.len();
         let Some(Some(lane)) = self.lanes.get_mut(shortcut.device) else { return false };
         if longest > shortcut.longest_frame_bytes || !lane.burst.is_empty() {
@@ -434,11 +433,11 @@ impl Dispatch {
         true
     }
 
-    /// The way that the packet has gone, for those behind it. None where each has to be looked at: behind a tag, while the port is
+    /// The way of a packet from that port, for those behind it. None where each has to be looked at: behind a tag, while the port is
     /// down, or while anything waits for a next hop.
     #[inline(always)]
-    fn shortcut(&self, meta: &Meta) -> Option<Shortcut> {
-        let to = match meta.verdict {
+    fn shortcut(&self, from: PortId, verdict: Verdict) -> Option<Shortcut> {
+        let to = match verdict {
             Verdict::Send { uplink, .. } if self.parking.is_empty() => uplink,
             Verdict::Deliver(to) if self.parking.is_empty() => to,
             _ => return None,
@@ -452,11 +451,7 @@ impl Dispatch {
             Way::Queue(queue) => queue.longest_frame_bytes() as usize,
             Way::Worker(_) => usize::MAX,
         };
-        let run = Run {
-            origin: Origin { from: meta.port, to, class: Class::Sent, bytes: 0 },
-            packets: 0,
-            bytes: 0,
-        };
+        let run = Run { origin: Origin { from, to, class: Class::Sent, bytes: 0 }, packets: 0, bytes: 0 };
         Some(Shortcut { to, device, longest_frame_bytes, next_hop: NO_NEXT_HOP, mac: [0; 6], run })
     }
 
@@ -559,7 +554,7 @@ impl Stage<Parcels> for Dispatch {
             }
             self.leave(&mut shortcut);
             self.dispatch(packet, meta);
-            shortcut = self.shortcut(meta);
+            shortcut = self.shortcut(meta.port, meta.verdict);
         }
         self.leave(&mut shortcut);
         self.flush();

@@ -168,6 +168,7 @@ impl<'a> Express<'a> {
         if of_burst.is_like(&exit) {
             self.ready |= (u64::MAX >> (BATCH - run.packets)) << (piece.first + place);
             of_burst.bytes += run.bytes;
+            of_burst.longest = of_burst.longest.max(exit.longest);
         } else {
             piece.metas.iter_mut().skip(place).take(run.packets).for_each(|meta| meta.leave(&exit));
         }
@@ -223,9 +224,9 @@ impl Piece<'_, '_> {
         let Piece { port, packets, metas, keys, flows, ledger, .. } = self;
         if let (Some(packet), Some(meta), Some(key)) =
             (packets.get(place), metas.get_mut(place), keys.get(place))
-            && let Some(mut flow) = flows.flow(key)
         {
             meta.describe(*port, packet, key);
+            let Some(mut flow) = flows.flow(key) else { return };
             let bytes = meta.counted_bytes(packet);
             flow.count(bytes);
             ledger.matched(flow.decision.slot, u64::from(bytes));

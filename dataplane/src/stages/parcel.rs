@@ -308,7 +308,7 @@ impl Parcels {
         lessons.drain(..).filter_map(|lesson| Some((keys.get(lesson.place)?, lesson)))
     }
 
-    /// Nothing was decided about flows of the last burst.
+    /// Something was decided about flows of the last burst.
     #[inline(always)]
     pub fn has_lessons(&self) -> bool {
         !self.lessons.is_empty()

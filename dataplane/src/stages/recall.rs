@@ -81,9 +81,9 @@ impl Recall {
         let mut next = Group::cut(0, packets.len(), sole_port, metas);
         loop {
             if !next.is_empty() {
-                let (packets, metas, keys) = (next.of(packets), next.of(metas), next.of_mut(keys));
-                let skip = if sole_port.is_some() { 0 } else { decided(metas) };
-                next.known = write_keys(snapshot, next.port, *seed, (packets, keys, skip), &lookup);
+                let skip = if sole_port.is_some() { 0 } else { decided(next.of(metas)) };
+                let places = Places { packets: next.of(packets), keys: next.of_mut(keys), skip };
+                next.known = write_keys(snapshot, next.port, *seed, places, &lookup);
                 keyed |= next.known << next.first;
             }
             if !looked.is_empty() {
@@ -102,7 +102,7 @@ impl Recall {
             if looked.is_empty() && found.is_empty() && last.is_empty() {
                 break;
             }
-            next = Group::cut(next.end.max(looked.end), packets.len(), sole_port, metas);
+            next = Group::cut(next.end, packets.len(), sole_port, metas);
         }
         burst.exit = express.and_then(|express| express.exit(all, metas));
         burst.keyed = keyed;
@@ -182,32 +182,47 @@ fn settle(mut piece: Piece<'_, '_>, mut express: Option<&mut Express<'_>>, keyed
     }
 }
 
-/// Writes the keys of the packets that have one, all of one port, but for the places in `skip`. Returns their places.
+/// Packets whose keys are to be written, but for the places in `skip`.
+struct Places<'a> {
+    packets: &'a [Packet],
+    keys: &'a mut [FlowKey],
+    skip: u64,
+}
+
+impl Places<'_> {
+    /// The same, but for the places in `done`.
+    #[inline(always)]
+    fn but(&mut self, done: u64) -> Places<'_> {
+        Places { packets: self.packets, keys: self.keys, skip: self.skip | done }
+    }
+}
+
+/// Writes the keys of the packets that have one, all of one port. Returns their places.
 #[inline(always)]
 fn write_keys(
     snapshot: &Snapshot,
     port: PortId,
     seed: Seed,
-    (packets, keys, skip): (&[Packet], &mut [FlowKey], u64),
+    mut places: Places<'_>,
     lookup: &Lookup<'_>,
 ) -> u64 {
     let Some(port) = snapshot.port(port) else { return 0 };
-    let all = u64::MAX >> (BATCH - packets.len());
+    let all = u64::MAX >> (BATCH - places.packets.len());
     match &port.role {
         PortRole::Vf(vf) => {
             let of_port = (port.id, vf.generation);
-            let keyed = write_keys_v4((packets, keys, skip), of_port, seed, lookup);
-            match keyed | skip == all {
+            let keyed = write_keys_v4(places.but(0), of_port, seed, lookup);
+            match keyed | places.skip == all {
                 true => keyed,
-                false => keyed | write_keys_v6((packets, keys, keyed | skip), of_port, seed, lookup),
+                false => keyed | write_keys_v6(places.but(keyed), of_port, seed, lookup),
             }
         }
         PortRole::Uplink(uplink) => {
             let side = Side::new(port, uplink, snapshot.ingress_generation);
-            let keyed = write_keys_of_tunnels_v4((packets, keys, skip), side, seed, lookup);
-            match keyed | skip == all {
+            let keyed = write_keys_of_tunnels_v4(places.but(0), side, seed, lookup);
+            match keyed | places.skip == all {
                 true => keyed,
-                false => keyed | write_keys_of_tunnels((packets, keys, keyed | skip), side, seed, lookup),
+                false => keyed | write_keys_of_tunnels(places.but(keyed), side, seed, lookup),
             }
         }
     }
@@ -231,11 +246,11 @@ fn find_all(lookup: &Lookup<'_>, keys: &mut [FlowKey], ledger: &Ledger, tunnels:
     known
 }
 
-/// Writes the keys of packets by `write`, which tells whether there is one, but not at the places in `skip`, and begins to look
-/// for their flows. Returns the places that have one now.
+/// Writes the keys of packets by `write`, which tells whether there is one, and begins to look for their flows. Returns the
+/// places that have one now.
 #[inline(always)]
 fn write_all(
-    (packets, keys, skip): (&[Packet], &mut [FlowKey], u64),
+    Places { packets, keys, skip }: Places<'_>,
     lookup: &Lookup<'_>,
     write: impl Fn(&Packet, &mut FlowKey) -> bool,
 ) -> u64 {
@@ -253,7 +268,7 @@ fn write_all(
 /// Writes the keys of what a VF sent over IPv4 to one station, where the shape is plain.
 #[inline(never)]
 fn write_keys_v4(
-    places: (&[Packet], &mut [FlowKey], u64),
+    places: Places<'_>,
     (port, generation): (PortId, u32),
     seed: Seed,
     lookup: &Lookup<'_>,
@@ -271,7 +286,7 @@ fn write_keys_v4(
 /// As [`write_keys_v4`], for IPv6.
 #[inline(never)]
 fn write_keys_v6(
-    places: (&[Packet], &mut [FlowKey], u64),
+    places: Places<'_>,
     (port, generation): (PortId, u32),
     seed: Seed,
     lookup: &Lookup<'_>,
@@ -288,23 +303,13 @@ fn write_keys_v6(
 
 /// Writes the keys of what came through tunnels to an uplink, with IPv4 outside and inside.
 #[inline(never)]
-fn write_keys_of_tunnels_v4(
-    places: (&[Packet], &mut [FlowKey], u64),
-    side: Side<'_>,
-    seed: Seed,
-    lookup: &Lookup<'_>,
-) -> u64 {
+fn write_keys_of_tunnels_v4(places: Places<'_>, side: Side<'_>, seed: Seed, lookup: &Lookup<'_>) -> u64 {
     write_all(places, lookup, |packet, key| underlay::write_key_v4(side, packet, key, seed))
 }
 
 /// As [`write_keys_of_tunnels_v4`], for either version.
 #[inline(never)]
-fn write_keys_of_tunnels(
-    places: (&[Packet], &mut [FlowKey], u64),
-    side: Side<'_>,
-    seed: Seed,
-    lookup: &Lookup<'_>,
-) -> u64 {
+fn write_keys_of_tunnels(places: Places<'_>, side: Side<'_>, seed: Seed, lookup: &Lookup<'_>) -> u64 {
     write_all(places, lookup, |packet, key| underlay::write_key(side, packet, key, seed))
 }
 

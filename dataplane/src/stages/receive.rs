@@ -122,9 +122,9 @@ fn take_by_vlan(burst: &mut Parcels, entry: &DeviceEntry, ledger: &Ledger) {
     let Parts { packets, metas, .. } = burst.parts();
     packets.iter().for_each(Packet::prefetch_header);
     for (packet, meta) in packets.iter_mut().zip(metas.iter_mut()) {
+        let bytes = packet.len() as u64;
         let mut verdict = restore_tag(packet);
         let behind = behind_tag(entry, packet);
-        let bytes = packet.len() as u64;
         if !make_contiguous(packet, TAGGED_BYTES) || (behind.is_some() && !vlan::pop(packet)) {
             verdict = Verdict::Drop(DropReason::NoBuffer);
         }

@@ -194,7 +194,7 @@ fn is_own(port: &PortEntry, outer: &Frame) -> bool {
     outer.key.dst_mac() == wire::mac_bits(port.mac)
 }
 
-/// Admits a packet that has a key: one that [`write_flow`] found to come through a tunnel.
+/// Admits a packet that has a key: one that [`write_key`] found to come through a tunnel.
 pub(super) fn admit_flow(
     port: &PortEntry,
     uplink: &UplinkEntry,
