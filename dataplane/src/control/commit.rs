@@ -18,6 +18,7 @@ use super::store::{Change, StoreError};
 use super::tables::Applied;
 use crate::action::PortId;
 use crate::rules::rule::{Rule, RuleAction};
+use arrayvec::ArrayVec;
 use forebay_api::rule_view::RuleView;
 use forebay_api::v1;
 use forebay_pipeline::memory::give_memory_back;
@@ -32,7 +33,7 @@ use std::time::Instant;
 
 /// Rules that are staged or written down while the book is locked: a fraction of a millisecond.
 const RULES_AT_ONCE: usize = 256;
-/// Rules of small requests that are looked for together.
+/// Rules of small requests, and entries of the log, that are looked for together.
 const RULES_FETCHED: usize = 64;
 /// Entries of the log that are looked at beyond twice what a change adds: a step of some hundred microseconds.
 const CLEANED_AT_LEAST: u64 = 1024;
@@ -276,17 +277,24 @@ impl Host {
             let Some((number, row)) = self.store.oldest(change)? else { break };
             change.cleaned.push(number);
             let (book, unreadable) = (self.book.lock(), self.unreadable.lock());
-            for (offset, entry) in entries(&row).flatten() {
-                change.cleaned_entries += 1;
-                let Entry::Put(rule) = entry else { continue };
-                let here = Place::new(number, offset);
-                if let Some((slot, place)) = book.in_force(&id_of(rule))
-                    && place == here
-                    && book.records.get(slot).is_some_and(|record| record.stage == Stage::Here)
-                {
-                    moves.rules.push((slot, change.rows.put(rule)));
-                } else if unreadable.contains(&here) {
-                    moves.unreadable.push((here, change.rows.put(rule)));
+            change.cleaned_entries += entries(&row).flatten().count() as u64;
+            let puts = entries(&row).flatten().filter_map(|(offset, entry)| match entry {
+                Entry::Put(rule) => Some((Place::new(number, offset), rule, id_of(rule))),
+                Entry::Delete(_) => None,
+            });
+            let mut puts = puts.peekable();
+            while puts.peek().is_some() {
+                let puts: ArrayVec<_, RULES_FETCHED> = puts.by_ref().take(RULES_FETCHED).collect();
+                book.fetch(puts.iter().map(|(_, _, id)| &**id));
+                for (here, rule, id) in puts {
+                    if let Some((slot, place)) = book.in_force(&id)
+                        && place == here
+                        && book.records.get(slot).is_some_and(|record| record.stage == Stage::Here)
+                    {
+                        moves.rules.push((slot, change.rows.put(rule)));
+                    } else if unreadable.contains(&here) {
+                        moves.unreadable.push((here, change.rows.put(rule)));
+                    }
                 }
             }
         }
