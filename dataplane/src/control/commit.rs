@@ -76,10 +76,17 @@ struct Moves {
     unreadable: Vec<(Place, Place)>,
 }
 
+/// What a group of requests came to.
+pub struct Committed {
+    /// An outcome for each request of each batch.
+    pub outcomes: Vec<Vec<Outcome>>,
+    /// The memory that the group took goes back to the system already.
+    pub gives_back: bool,
+}
+
 impl Host {
-    /// Carries out the requests of a group, in order. Returns when they are durable and in force, with an outcome for each
-    /// request of each batch.
-    pub fn commit(&self, mut group: Vec<Batch>) -> Vec<Vec<Outcome>> {
+    /// Carries out the requests of a group, in order. Returns when they are durable and in force.
+    pub fn commit(&self, mut group: Vec<Batch>) -> Committed {
         let desk = &mut *self.desk.lock();
         let begun = Instant::now();
         let mut plan = Plan { steps: Vec::new(), offers: Vec::new(), change: self.store.change() };
@@ -113,6 +120,7 @@ impl Host {
             outcomes.push(answers);
         }
         tracing::debug!("{} steps staged after {:?}", plan.steps.len(), begun.elapsed());
+        let mut gives_back = plan.steps.len() >= STEPS_GIVEN_BACK;
         if !plan.steps.is_empty()
             && let Err(error) = self.carry_out(desk, group, plan)
         {
@@ -120,8 +128,9 @@ impl Host {
             for outcome in outcomes.iter_mut().flatten().filter(|outcome| outcome.is_ok()) {
                 *outcome = Err(error.clone());
             }
+            gives_back = false;
         }
-        outcomes
+        Committed { outcomes, gives_back }
     }
 
     fn stage(
