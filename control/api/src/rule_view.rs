@@ -3,18 +3,16 @@
 //! A million rules cross this interface at a time, and taking each apart into strings of its own costs several times what
 //! checking it does. A view is a short cut and never a second opinion: whatever is unusual (an unknown encoding, a value
 //! that is wrong or in another spelling) makes it step back, and the long way by [`crate::v1::Rule`] and
-//! [`crate::rule_check`] decides and words the error. The invariant: a view that [`RuleView::is_canonical`] means and
+//! [`crate::rule_check`] decides and words the error. The invariant: a view that has [`RuleView::values`] means and
 //! encodes the same as the message would.
 
 mod encode;
 mod reader;
+mod values;
 
-use ipnet::IpNet;
-use std::net::IpAddr;
+pub use values::{ActionValues, ForwardValues, IngressValues, MatchValues, RuleValues, ScopeValues};
 
-use crate::rule_check::Spelling;
 use crate::v1;
-use crate::validate;
 
 /// The fields of a rule; texts are empty where they are absent, as in the message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,47 +113,15 @@ impl<'a> RuleView<'a> {
         }
     }
 
-    /// Whether every field is good and in canonical spelling: whether [`crate::rule_check::canonical`] would accept the
-    /// rule and leave it as it is.
+    /// Whether every field is good and in canonical spelling.
     pub fn is_canonical(&self) -> bool {
-        let place = match (self.port, &self.ingress) {
-            ("", Some(ingress)) => ingress.is_canonical(),
-            ("", None) | (_, Some(_)) => false,
-            (port, None) => validate::port_name(port).is_ok(),
-        };
-        place
-            && !self.id.is_empty()
-            && validate::id(self.id).is_ok()
-            && self.matches.is_some_and(|matches| matches.is_canonical())
-            && self.action.is_some_and(|action| action.is_canonical())
+        self.values().is_some()
     }
-}
-
-/// A text that is absent, or whose value is good and spelled in the one way.
-fn spelled<T: Spelling, E>(text: &str, check: impl FnOnce(&str) -> Result<T, E>) -> Option<Option<T>> {
-    if text.is_empty() {
-        return Some(None);
-    }
-    let value = check(text).ok()?;
-    value.is_spelled(text).then_some(Some(value))
-}
-
-fn number<T, E>(value: Option<u32>, check: impl FnOnce(u32) -> Result<T, E>) -> bool {
-    value.is_none_or(|value| check(value).is_ok())
-}
-
-fn same_family(one: IpAddr, other: IpAddr) -> bool {
-    one.is_ipv4() == other.is_ipv4()
 }
 
 impl TunnelView {
     fn of(tunnel: &v1::Tunnel) -> Option<TunnelView> {
         tunnel.kind.as_ref().map(|v1::tunnel::Kind::Vxlan(vxlan)| TunnelView::Vxlan(vxlan.vni))
-    }
-
-    fn is_good(self) -> bool {
-        let TunnelView::Vxlan(vni) = self;
-        validate::vni(vni).is_ok()
     }
 }
 
@@ -167,17 +133,6 @@ impl<'a> IngressView<'a> {
             remote: &ingress.remote,
             uplink: &ingress.uplink,
         }
-    }
-
-    fn is_canonical(&self) -> bool {
-        let Some(local) = spelled(self.local, validate::host_address) else { return false };
-        let Some(remote) = spelled(self.remote, validate::prefix) else { return false };
-        let meet = match (local, remote) {
-            (Some(local), Some(remote)) => same_family(local, IpNet::addr(&remote)),
-            _ => true,
-        };
-        let uplink = self.uplink.is_empty() || validate::port_name(self.uplink).is_ok();
-        meet && uplink && self.tunnel.is_some_and(TunnelView::is_good)
     }
 }
 
@@ -196,26 +151,6 @@ impl<'a> MatchView<'a> {
             dst_port: fields.dst_port.as_ref().map(range),
             dscp: fields.dscp,
         }
-    }
-
-    fn is_canonical(&self) -> bool {
-        let Some(src) = spelled(self.src, validate::prefix) else { return false };
-        let Some(dst) = spelled(self.dst, validate::prefix) else { return false };
-        let meet = match (src, dst) {
-            (Some(src), Some(dst)) => same_family(src.addr(), dst.addr()),
-            _ => true,
-        };
-        let range = |range: Option<(u32, u32)>| {
-            range.is_none_or(|(first, last)| validate::l4_range(first, last).is_ok())
-        };
-        meet && spelled(self.dst_mac, validate::mac).is_some()
-            && spelled(self.src_mac, validate::mac).is_some()
-            && number(self.ethertype, validate::ethertype)
-            && number(self.vlan, validate::match_vlan)
-            && number(self.proto, validate::protocol)
-            && number(self.dscp, validate::dscp)
-            && range(self.src_port)
-            && range(self.dst_port)
     }
 }
 
@@ -240,29 +175,6 @@ impl<'a> ActionView<'a> {
             v1::action::Kind::Drop(_) => ActionView::Drop,
         }
     }
-
-    fn is_canonical(&self) -> bool {
-        match self {
-            ActionView::Trap | ActionView::Drop => true,
-            ActionView::Deliver { port, push_vlan, .. } => {
-                !port.is_empty() && validate::port_name(port).is_ok() && number(*push_vlan, validate::vlan)
-            }
-            ActionView::Forward(forward) => forward.is_canonical(),
-        }
-    }
-}
-
-impl ForwardView<'_> {
-    fn is_canonical(&self) -> bool {
-        let Some(Some(remote)) = spelled(self.remote, validate::host_address) else { return false };
-        let Some(source) = spelled(self.source, validate::host_address) else { return false };
-        source.is_none_or(|source| same_family(source, remote))
-            && self.tunnel.is_some_and(TunnelView::is_good)
-            && number(self.ttl, validate::ttl)
-            && number(self.dscp, validate::dscp)
-            && spelled(self.inner_dst_mac, validate::mac).is_some()
-            && number(self.push_vlan, validate::vlan)
-    }
 }
 
 #[cfg(test)]
@@ -285,6 +197,57 @@ mod tests {
             let mut out = Vec::new();
             view.encode(&mut out);
             prop_assert_eq!(out, bytes);
+        }
+
+        #[test]
+        fn values_are_those_of_the_texts_and_numbers(rule in rule()) {
+            fn text<T: ToString>(value: Option<T>) -> String {
+                value.map(|value| value.to_string()).unwrap_or_default()
+            }
+            let view = RuleView::of(&rule);
+            let values = view.values().unwrap();
+            prop_assert_eq!((values.id, values.priority), (view.id, view.priority));
+            match (values.scope, view.ingress) {
+                (ScopeValues::Egress(port), None) => prop_assert_eq!(port, view.port),
+                (ScopeValues::Ingress(values), Some(view)) => {
+                    let texts = (text(values.local), text(values.remote), text(values.uplink));
+                    prop_assert_eq!(texts, (view.local.into(), view.remote.into(), view.uplink.into()));
+                    prop_assert_eq!(Some(values.tunnel), view.tunnel);
+                }
+                other => prop_assert!(false, "{:?}", other),
+            }
+            let (values, view_match) = (values.matches, view.matches.unwrap());
+            let range = |range: Option<(u16, u16)>| range.map(|(a, b)| (u32::from(a), u32::from(b)));
+            let again = MatchView {
+                dst_mac: &text(values.dst_mac),
+                src_mac: &text(values.src_mac),
+                ethertype: values.ethertype.map(u32::from),
+                vlan: values.vlan.map(u32::from),
+                src: &text(values.src),
+                dst: &text(values.dst),
+                proto: values.proto.map(u32::from),
+                src_port: range(values.src_port),
+                dst_port: range(values.dst_port),
+                dscp: values.dscp.map(u32::from),
+            };
+            prop_assert_eq!(again, view_match);
+            let again = match view.values().unwrap().action {
+                ActionValues::Trap => ActionView::Trap,
+                ActionValues::Drop => ActionView::Drop,
+                ActionValues::Deliver { port, pop_vlan, push_vlan } => {
+                    ActionView::Deliver { port, pop_vlan, push_vlan: push_vlan.map(u32::from) }
+                }
+                ActionValues::Forward(forward) => ActionView::Forward(ForwardView {
+                    tunnel: Some(forward.tunnel),
+                    remote: &forward.remote.to_string(),
+                    source: &text(forward.source),
+                    ttl: forward.ttl.map(u32::from),
+                    dscp: forward.dscp.map(u32::from),
+                    inner_dst_mac: &text(forward.inner_dst_mac),
+                    push_vlan: forward.push_vlan.map(u32::from),
+                }),
+            };
+            prop_assert_eq!(Some(again), view.action);
         }
 
         #[test]

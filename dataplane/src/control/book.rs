@@ -237,8 +237,7 @@ impl Book {
         let mut freed = Vec::with_capacity(steps.len());
         for (index, step) in steps.iter().enumerate() {
             if index.is_multiple_of(STEPS_FETCHED) {
-                let ahead = steps[index..].iter().take(STEPS_FETCHED);
-                ahead.flat_map(|step| [step.new, step.old]).for_each(|slot| self.records.prefetch(slot));
+                self.fetch_steps(&steps[index..steps.len().min(index + STEPS_FETCHED)]);
             }
             if let Some(record) = self.records.get_mut(step.new)
                 && record.stage == Stage::Coming
@@ -257,6 +256,14 @@ impl Book {
             }
         }
         freed
+    }
+
+    /// Fetches what settling these steps reads.
+    fn fetch_steps(&self, steps: &[Step]) {
+        steps.iter().flat_map(|step| [step.new, step.old]).for_each(|slot| self.records.prefetch(slot));
+        for record in steps.iter().filter_map(|step| self.records.get(step.old)) {
+            self.by_id.find(self.hasher.hash_one(record.id.bytes()), |_| false);
+        }
     }
 
     fn drop_record(&mut self, slot: u32) {

@@ -18,6 +18,7 @@ use super::store::{Change, StoreError};
 use super::tables::Applied;
 use crate::action::PortId;
 use crate::rules::rule::{Rule, RuleAction};
+use arrayvec::ArrayVec;
 use forebay_api::rule_view::RuleView;
 use forebay_api::v1;
 use forebay_pipeline::memory::give_memory_back;
@@ -32,7 +33,7 @@ use std::time::Instant;
 
 /// Rules that are staged or written down while the book is locked: a fraction of a millisecond.
 const RULES_AT_ONCE: usize = 256;
-/// Rules of small requests that are looked for together.
+/// Rules of small requests, and entries of the log, that are looked for together.
 const RULES_FETCHED: usize = 64;
 /// Entries of the log that are looked at beyond twice what a change adds: a step of some hundred microseconds.
 const CLEANED_AT_LEAST: u64 = 1024;
@@ -75,10 +76,17 @@ struct Moves {
     unreadable: Vec<(Place, Place)>,
 }
 
+/// What a group of requests came to.
+pub struct Committed {
+    /// An outcome for each request of each batch.
+    pub outcomes: Vec<Vec<Outcome>>,
+    /// The memory that the group took goes back to the system already.
+    pub gives_back: bool,
+}
+
 impl Host {
-    /// Carries out the requests of a group, in order. Returns when they are durable and in force, with an outcome for each
-    /// request of each batch.
-    pub fn commit(&self, mut group: Vec<Batch>) -> Vec<Vec<Outcome>> {
+    /// Carries out the requests of a group, in order. Returns when they are durable and in force.
+    pub fn commit(&self, mut group: Vec<Batch>) -> Committed {
         let desk = &mut *self.desk.lock();
         let begun = Instant::now();
         let mut plan = Plan { steps: Vec::new(), offers: Vec::new(), change: self.store.change() };
@@ -112,6 +120,7 @@ impl Host {
             outcomes.push(answers);
         }
         tracing::debug!("{} steps staged after {:?}", plan.steps.len(), begun.elapsed());
+        let mut gives_back = plan.steps.len() >= STEPS_GIVEN_BACK;
         if !plan.steps.is_empty()
             && let Err(error) = self.carry_out(desk, group, plan)
         {
@@ -119,8 +128,9 @@ impl Host {
             for outcome in outcomes.iter_mut().flatten().filter(|outcome| outcome.is_ok()) {
                 *outcome = Err(error.clone());
             }
+            gives_back = false;
         }
-        outcomes
+        Committed { outcomes, gives_back }
     }
 
     fn stage(
@@ -276,17 +286,24 @@ impl Host {
             let Some((number, row)) = self.store.oldest(change)? else { break };
             change.cleaned.push(number);
             let (book, unreadable) = (self.book.lock(), self.unreadable.lock());
-            for (offset, entry) in entries(&row).flatten() {
-                change.cleaned_entries += 1;
-                let Entry::Put(rule) = entry else { continue };
-                let here = Place::new(number, offset);
-                if let Some((slot, place)) = book.in_force(&id_of(rule))
-                    && place == here
-                    && book.records.get(slot).is_some_and(|record| record.stage == Stage::Here)
-                {
-                    moves.rules.push((slot, change.rows.put(rule)));
-                } else if unreadable.contains(&here) {
-                    moves.unreadable.push((here, change.rows.put(rule)));
+            change.cleaned_entries += entries(&row).flatten().count() as u64;
+            let puts = entries(&row).flatten().filter_map(|(offset, entry)| match entry {
+                Entry::Put(rule) => Some((Place::new(number, offset), rule, id_of(rule))),
+                Entry::Delete(_) => None,
+            });
+            let mut puts = puts.peekable();
+            while puts.peek().is_some() {
+                let puts: ArrayVec<_, RULES_FETCHED> = puts.by_ref().take(RULES_FETCHED).collect();
+                book.fetch(puts.iter().map(|(_, _, id)| &**id));
+                for (here, rule, id) in puts {
+                    if let Some((slot, place)) = book.in_force(&id)
+                        && place == here
+                        && book.records.get(slot).is_some_and(|record| record.stage == Stage::Here)
+                    {
+                        moves.rules.push((slot, change.rows.put(rule)));
+                    } else if unreadable.contains(&here) {
+                        moves.unreadable.push((here, change.rows.put(rule)));
+                    }
                 }
             }
         }

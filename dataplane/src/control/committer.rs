@@ -3,6 +3,7 @@
 //! One client that waits for each answer gets a write to the disk for each change; a thousand of them, or one that does not
 //! wait, share theirs. The queue is bounded, and so is what a stream may have under way: who sends faster waits.
 
+use super::commit::Committed;
 use super::host::Host;
 use super::request::{Batch, Outcome};
 use forebay_pipeline::memory::give_memory_back;
@@ -65,11 +66,13 @@ fn run(host: &Host, mut waiting: mpsc::Receiver<Job>) {
             answers.push(answer);
             next = if changes < GROUP_CHANGES { waiting.try_recv().ok() } else { None };
         }
-        for (outcomes, answer) in host.commit(batches).into_iter().zip(answers) {
+        let Committed { outcomes, gives_back } = host.commit(batches);
+        for (outcomes, answer) in outcomes.into_iter().zip(answers) {
             // A client that has gone away does not want to know.
             let _ = answer.send(outcomes);
         }
-        since += changes;
+        // Twice would find nothing, and yet interrupt every worker once for each piece.
+        since += if gives_back { 0 } else { changes };
         while waiting.is_empty() {
             match host.clean_log() {
                 Ok(true) => {}

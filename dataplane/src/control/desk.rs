@@ -369,6 +369,54 @@ mod tests {
     }
 
     #[test]
+    fn a_big_change_of_several_ports_is_as_good_as_many_small_ones() {
+        let same = |number: u32, port: &str, priority: u32| {
+            rule(&format!(
+                r#"{{"id":"{number}","port":"{port}","priority":{priority},"match":{{"dst":"10.{}.{}.0/24"}},"action":"drop"}}"#,
+                number >> 8,
+                number & 255
+            ))
+        };
+        let port = |turn: bool| if turn { "a" } else { "b" };
+        // More than are carried out at once, in turns of two ports; then half of them act or rank otherwise, some move to
+        // the other port, some are put twice, and some go.
+        let first: Vec<Rule> = (0..700).map(|number| same(number, port(number % 2 == 0), 1)).collect();
+        let mut second: Vec<Rule> =
+            (0..700).step_by(2).map(|number| same(number, port(number % 6 != 0), 2)).collect();
+        second.extend((100..160).map(|number| same(number, port(number % 3 == 0), 3)));
+        let gone: Vec<String> = (300..700).step_by(7).map(|number| number.to_string()).collect();
+        let gone: Vec<&str> = gone.iter().map(String::as_str).collect();
+        let (mut at_once, mut one_by_one) = (Room::new(), Room::new());
+        at_once.change(&first, &[]);
+        at_once.change(&second, &gone);
+        first.iter().for_each(|rule| one_by_one.change(std::slice::from_ref(rule), &[]));
+        gone.iter().for_each(|id| one_by_one.change(&[], &[id]));
+        second.iter().for_each(|rule| one_by_one.change(std::slice::from_ref(rule), &[]));
+        let found = |room: &Room, port: &str, number: u32| {
+            let mut key = Key::ethernet(1, 2, 0x0800, 0);
+            key.set_ipv4(1, 0x0a00_0001 | number << 8, 6, 0);
+            let hit = room.desk.tables.egress(room.book.lock().names.number(port)).lookup(&key.0)?;
+            let book = room.book.lock();
+            let record = book.records.get(hit.slot)?;
+            Some((record.id.text().to_owned(), record.priority))
+        };
+        assert_eq!(found(&at_once, "a", 102), Some(("102".into(), 3)));
+        assert_eq!((found(&at_once, "a", 6), found(&at_once, "b", 6)), (None, Some(("6".into(), 2))));
+        for number in 0..700 {
+            for port in ["a", "b"] {
+                assert_eq!(
+                    found(&at_once, port, number),
+                    found(&one_by_one, port, number),
+                    "{port} {number}"
+                );
+            }
+        }
+        for port in [1, 2] {
+            assert_eq!(at_once.rules_of(port), one_by_one.rules_of(port));
+        }
+    }
+
+    #[test]
     fn a_change_that_is_not_stored_leaves_the_tables_as_they_were() {
         let mut room = Room::new();
         room.change(&[forward("1", "a", 1), ingress("2", 7, "192.0.0.7")], &[]);

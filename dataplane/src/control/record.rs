@@ -118,7 +118,8 @@ pub enum Target {
     Port(NameId),
 }
 
-/// One rule.
+/// One rule, in a cache line of its own: records are read in any order.
+#[repr(align(64))]
 pub struct Record {
     /// The user's name for it.
     pub id: RuleId,

@@ -5,9 +5,9 @@
 
 use super::host::HostError;
 use super::rule_error::RuleError;
-use crate::rules::rule::Rule;
+use crate::rules::rule::{NotCanonical, Rule};
 use forebay_api::rule_check;
-use forebay_api::rule_view::RuleView;
+use forebay_api::rule_view::{RuleValues, RuleView};
 use forebay_api::v1;
 use hashbrown::HashSet;
 use prost::Message;
@@ -102,22 +102,24 @@ impl Batch {
     /// # Errors
     /// The field that is wrong, or the batch is full.
     pub fn put(&mut self, encoded: &[u8]) -> Result<(), HostError> {
-        match RuleView::decode(encoded).filter(RuleView::is_canonical) {
-            Some(view) => self.add(&view),
-            None => {
-                let mut message =
-                    v1::Rule::decode(encoded).map_err(|error| HostError::Encoding(error.to_string()))?;
-                rule_check::canonical(&mut message)?;
-                self.add(&RuleView::of(&message))
-            }
+        if let Some(view) = RuleView::decode(encoded)
+            && let Some(values) = view.values()
+        {
+            return self.add(&view, &values);
         }
+        let mut message =
+            v1::Rule::decode(encoded).map_err(|error| HostError::Encoding(error.to_string()))?;
+        rule_check::canonical(&mut message)?;
+        let view = RuleView::of(&message);
+        let values = view.values().ok_or_else(|| NotCanonical { id: message.id.clone() })?;
+        self.add(&view, &values)
     }
 
-    fn add(&mut self, view: &RuleView<'_>) -> Result<(), HostError> {
+    fn add(&mut self, view: &RuleView<'_>, values: &RuleValues<'_>) -> Result<(), HostError> {
         if self.encoded.len() > MAX_ENCODED_BYTES {
             return Err(HostError::Rule(RuleError::TooLong));
         }
-        let rule = Rule::from_view(view, |name| self.names.share(name))?;
+        let rule = Rule::new(values, |name| self.names.share(name));
         let begin = self.encoded.len();
         view.encode(&mut self.encoded);
         let fingerprint = self.fingerprints.hash_one(&self.encoded[begin..]);

@@ -16,6 +16,7 @@ use crate::rules::key::{FLAG_IPV4, FLAG_IPV6, KEY_WORDS};
 use crate::rules::pattern::{INGRESS_WORDS, Pattern, precedence};
 use crate::rules::rule::{Rule, RuleAction};
 use crate::rules::table::{Table, TableRule};
+use forebay_pipeline::prefetch::{CACHE_LINE_BYTES, prefetch_address};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
@@ -25,6 +26,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 const STEPS_AHEAD: usize = 8;
 /// Steps that are carried out while the book is locked: a fraction of a millisecond.
 const STEPS_AT_ONCE: usize = 256;
+/// Steps that are put in the order of their tables: what is known of their rules is some megabytes, and stays near.
+const STEPS_ORDERED: usize = 1 << 14;
 
 /// What ingress rules say about the outside of tunnels, counted over the rules.
 #[derive(Default)]
@@ -148,9 +151,12 @@ impl Tables {
         routes: &Routes,
     ) -> Applied {
         let mut applied = Applied::default();
-        for steps in steps.chunks(STEPS_AT_ONCE) {
+        let order = by_table(steps, book);
+        for part in order.chunks(STEPS_AT_ONCE) {
             let book = book.lock();
-            for step in steps {
+            for (at, index) in part.iter().enumerate() {
+                fetch(&book, part.get(at + STEPS_AHEAD).map(|ahead| &steps[*ahead as usize]));
+                let step = &steps[*index as usize];
                 if let Some(record) = book.records.get(step.old)
                     && record.stage == Stage::Leaving
                 {
@@ -161,14 +167,20 @@ impl Tables {
                 }
             }
         }
-        for (chunk, steps) in steps.chunks(STEPS_AT_ONCE).enumerate() {
+        for part in order.chunks(STEPS_AT_ONCE) {
             let book = &mut *book.lock();
             let mut successors = Vec::new();
-            for (index, step) in steps.iter().enumerate() {
+            for (at, index) in part.iter().enumerate() {
+                let ahead = |steps| part.get(at + steps).map(|ahead| *ahead as usize);
+                fetch(book, ahead(STEPS_AHEAD).map(|ahead| &steps[ahead]));
+                ahead(STEPS_AHEAD).and_then(&rule_of).inspect(|rule| fetch_rule(rule));
+                ahead(STEPS_AHEAD / 2).and_then(&rule_of).inspect(|rule| prefetch_address(rule.id.as_ptr()));
+                let index = *index as usize;
+                let step = &steps[index];
                 let before = followed(step, book);
                 if let Some(record) = book.records.get_mut(step.new)
                     && record.stage == Stage::Coming
-                    && let Some(rule) = rule_of(chunk * STEPS_AT_ONCE + index)
+                    && let Some(rule) = rule_of(index)
                 {
                     let shape = book.shapes.get(record.shape);
                     let uplink_there = match shape.owner {
@@ -182,7 +194,6 @@ impl Tables {
                     // A port that was there when the rule was loaded, and is not any more, drops as one that is down.
                     let action = action.unwrap_or(Action::Drop(DropReason::PortDown));
                     let action = uplink_there.then_some(action);
-                    let index = chunk * STEPS_AT_ONCE + index;
                     match (before, shape.owner, action) {
                         (Some(before), Owner::Egress(port), Some(action)) => {
                             let rule = table_rule(rule, record, shape, (step.new, action));
@@ -352,6 +363,35 @@ impl Tables {
         }
         tunnels.release(&applied.acquired);
     }
+}
+
+/// The places of steps in an order in which those of one table come together: what a change finds on its way through the
+/// table is then still near for the next one. Steps of one shape stay in their order.
+fn by_table(steps: &[Step], book: &Mutex<Book>) -> Vec<u32> {
+    let mut order = Vec::with_capacity(steps.len());
+    let mut keys = Vec::with_capacity(steps.len().min(STEPS_ORDERED));
+    for (first, steps) in (0_u64..).step_by(STEPS_ORDERED).zip(steps.chunks(STEPS_ORDERED)) {
+        let book = book.lock();
+        let shape_of = |slot| book.records.get(slot).map(|record| record.shape);
+        let shapes = steps.iter().map(|step| shape_of(step.new).or_else(|| shape_of(step.old)).unwrap_or(0));
+        keys.clear();
+        keys.extend((first..).zip(shapes).map(|(index, shape)| u64::from(shape) << 32 | index));
+        drop(book);
+        keys.sort_unstable();
+        order.extend(keys.iter().map(|key| *key as u32));
+    }
+    order
+}
+
+/// Fetches the records of a step.
+fn fetch(book: &Book, step: Option<&Step>) {
+    step.into_iter().flat_map(|step| [step.new, step.old]).for_each(|slot| book.records.prefetch(slot));
+}
+
+/// Fetches a rule but for its id.
+fn fetch_rule(rule: &Rule) {
+    let lines = (0..size_of::<Rule>()).step_by(CACHE_LINE_BYTES);
+    lines.for_each(|line| prefetch_address(std::ptr::from_ref(rule).cast::<u8>().wrapping_add(line)));
 }
 
 /// The precedence of the egress rule that leaves in a step, where the one that comes looks at the same packets.

@@ -15,6 +15,7 @@ use super::table::{ARC_BYTES, TableRule};
 use super::tree::{Node, Stored, Target, Winner};
 use super::tree_build::build;
 use super::tuple::{Tuple, is_ranged};
+use arrayvec::ArrayVec;
 use forebay_pipeline::prefetch::prefetch;
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -197,8 +198,8 @@ impl<const W: usize> Root<W> {
     }
 
     /// The tuples where a rule may stand, the finest first, with its shards there on their way into the cache.
-    fn fitting(&self, pattern: &Pattern<W>) -> Vec<usize> {
-        let mut fitting: Vec<usize> =
+    fn fitting(&self, pattern: &Pattern<W>) -> ArrayVec<usize, MOST_TUPLES> {
+        let mut fitting: ArrayVec<usize, MOST_TUPLES> =
             (0..self.tuples.len()).filter(|at| self.tuples[*at].fits(pattern)).collect();
         fitting.iter().for_each(|at| self.tuples[*at].prefetch_shard(pattern));
         fitting.sort_by_key(|at| Reverse(self.tuples[*at].bits()));

@@ -1,8 +1,8 @@
 //! A rule in its typed form: parsed once from the control API's message, free of anything to check afterwards.
 
-use forebay_api::rule_view::{ActionView, MatchView, RuleView, TunnelView};
+use forebay_api::rule_view::{ActionValues, MatchValues, RuleValues, RuleView, ScopeValues, TunnelView};
 use forebay_api::v1;
-use forebay_api::validate::{self, MacAddr, ValueError};
+use forebay_api::validate::MacAddr;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -118,90 +118,53 @@ pub struct Forward {
 /// The default TTL of outer headers (RFC 1700).
 const DEFAULT_TTL: u8 = 64;
 
-/// A message that passed [`forebay_api::rule_check::canonical`] and yet has a field that does not parse.
+/// A rule that [`forebay_api::rule_check::canonical`] would refuse or spell otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("rule {id:?}: {field} is not in canonical form")]
+#[error("rule {id:?} is not in canonical form")]
 pub struct NotCanonical {
     /// The rule.
     pub id: String,
-    /// The field.
-    pub field: &'static str,
 }
 
-/// Parses a text field; empty is absent.
-fn text<T>(
-    text: &str,
-    parse: impl FnOnce(&str) -> Result<T, ValueError>,
-    field: &'static str,
-) -> Result<Option<T>, &'static str> {
-    if text.is_empty() { Ok(None) } else { parse(text).map(Some).map_err(|_| field) }
-}
-
-fn number<T: TryFrom<u32>>(value: Option<u32>, field: &'static str) -> Result<Option<T>, &'static str> {
-    value.map(T::try_from).transpose().map_err(|_| field)
-}
-
-fn opaque(tunnel: Option<TunnelView>) -> Result<Opaque, &'static str> {
-    tunnel.map(|TunnelView::Vxlan(vni)| Opaque::Vxlan(vni)).ok_or("tunnel")
-}
-
-fn ports(range: Option<(u32, u32)>, field: &'static str) -> Result<Option<(u16, u16)>, &'static str> {
-    let Some((first, last)) = range else { return Ok(None) };
-    match (first.try_into(), last.try_into()) {
-        (Ok(first), Ok(last)) => Ok(Some((first, last))),
-        _ => Err(field),
+impl From<TunnelView> for Opaque {
+    fn from(TunnelView::Vxlan(vni): TunnelView) -> Opaque {
+        Opaque::Vxlan(vni)
     }
 }
 
 impl Rule {
-    /// Parses a message in canonical form.
+    /// The rule of a message in canonical form.
     ///
     /// # Errors
-    /// A field that a canonical message cannot have.
+    /// The message is not in that form.
     pub fn from_canonical(message: &v1::Rule) -> Result<Rule, NotCanonical> {
-        Rule::from_view(&RuleView::of(message), |name| name.into())
+        let values = RuleView::of(message).values();
+        let values = values.ok_or_else(|| NotCanonical { id: message.id.clone() })?;
+        Ok(Rule::new(&values, |name| name.into()))
     }
 
-    /// Parses the view of a rule in canonical form. Port names are made by `name`, which can share them between rules.
-    ///
-    /// # Errors
-    /// A field that a canonical rule cannot have.
-    pub fn from_view(
-        view: &RuleView<'_>,
-        mut name: impl FnMut(&str) -> Arc<str>,
-    ) -> Result<Rule, NotCanonical> {
-        let mut parse = || -> Result<Rule, &'static str> {
-            let scope = match &view.ingress {
-                Some(ingress) => Scope::Ingress(Ingress {
-                    tunnel: opaque(ingress.tunnel)?,
-                    local: text(ingress.local, validate::address, "ingress.local")?,
-                    remote: text(ingress.remote, validate::prefix, "ingress.remote")?,
-                    uplink: (!ingress.uplink.is_empty()).then(|| name(ingress.uplink)),
-                }),
-                None => Scope::Egress(name(view.port)),
-            };
-            let matches = view.matches.as_ref().map(Match::from_view).transpose()?.unwrap_or_default();
-            let action = RuleAction::from_view(view.action.as_ref().ok_or("action")?, &mut name)?;
-            Ok(Rule { id: view.id.into(), scope, priority: view.priority, matches, action })
+    /// The rule of these values. Port names are made by `name`, which can share them between rules.
+    pub fn new(values: &RuleValues<'_>, mut name: impl FnMut(&str) -> Arc<str>) -> Rule {
+        let scope = match &values.scope {
+            ScopeValues::Ingress(ingress) => Scope::Ingress(Ingress {
+                tunnel: ingress.tunnel.into(),
+                local: ingress.local,
+                remote: ingress.remote,
+                uplink: ingress.uplink.map(&mut name),
+            }),
+            ScopeValues::Egress(port) => Scope::Egress(name(port)),
         };
-        parse().map_err(|field| NotCanonical { id: view.id.to_owned(), field })
+        let action = RuleAction::new(&values.action, name);
+        let (id, priority, matches) = (values.id.into(), values.priority, Match::new(&values.matches));
+        Rule { id, scope, priority, matches, action }
     }
 }
 
 impl Match {
-    fn from_view(view: &MatchView<'_>) -> Result<Match, &'static str> {
-        Ok(Match {
-            dst_mac: text(view.dst_mac, validate::mac, "match.dst_mac")?,
-            src_mac: text(view.src_mac, validate::mac, "match.src_mac")?,
-            ethertype: number(view.ethertype, "match.ethertype")?,
-            vlan: number(view.vlan, "match.vlan")?,
-            src: text(view.src, validate::prefix, "match.src")?,
-            dst: text(view.dst, validate::prefix, "match.dst")?,
-            proto: number(view.proto, "match.proto")?,
-            src_port: ports(view.src_port, "match.src_port")?,
-            dst_port: ports(view.dst_port, "match.dst_port")?,
-            dscp: number(view.dscp, "match.dscp")?,
-        })
+    fn new(values: &MatchValues) -> Match {
+        let MatchValues { dst_mac, src_mac, ethertype, vlan, src, dst, proto, src_port, dst_port, dscp } =
+            *values;
+        Match { dst_mac, src_mac, ethertype, vlan, src, dst, proto, src_port, dst_port, dscp }
     }
 
     /// The rule is about layer 2 by name: it decides even about what is trapped otherwise (ARP, ND, broadcast).
@@ -211,29 +174,23 @@ impl Match {
 }
 
 impl RuleAction {
-    fn from_view(
-        view: &ActionView<'_>,
-        mut name: impl FnMut(&str) -> Arc<str>,
-    ) -> Result<RuleAction, &'static str> {
-        Ok(match view {
-            ActionView::Forward(forward) => RuleAction::Forward(Forward {
-                tunnel: opaque(forward.tunnel)?,
-                remote: text(forward.remote, validate::address, "action.forward.remote")?
-                    .ok_or("action.forward.remote")?,
-                source: text(forward.source, validate::address, "action.forward.source")?,
-                ttl: number(forward.ttl, "action.forward.ttl")?.unwrap_or(DEFAULT_TTL),
-                dscp: number(forward.dscp, "action.forward.dscp")?.unwrap_or(0),
-                inner_dst_mac: text(forward.inner_dst_mac, validate::mac, "action.forward.inner_dst_mac")?,
-                push_vlan: number(forward.push_vlan, "action.forward.push_vlan")?,
+    fn new(values: &ActionValues<'_>, mut name: impl FnMut(&str) -> Arc<str>) -> RuleAction {
+        match values {
+            ActionValues::Forward(forward) => RuleAction::Forward(Forward {
+                tunnel: forward.tunnel.into(),
+                remote: forward.remote,
+                source: forward.source,
+                ttl: forward.ttl.unwrap_or(DEFAULT_TTL),
+                dscp: forward.dscp.unwrap_or(0),
+                inner_dst_mac: forward.inner_dst_mac,
+                push_vlan: forward.push_vlan,
             }),
-            ActionView::Deliver { port, pop_vlan, push_vlan } => RuleAction::Deliver {
-                port: name(port),
-                pop_vlan: *pop_vlan,
-                push_vlan: number(*push_vlan, "action.deliver.push_vlan")?,
-            },
-            ActionView::Trap => RuleAction::Trap,
-            ActionView::Drop => RuleAction::Drop,
-        })
+            ActionValues::Deliver { port, pop_vlan, push_vlan } => {
+                RuleAction::Deliver { port: name(port), pop_vlan: *pop_vlan, push_vlan: *push_vlan }
+            }
+            ActionValues::Trap => RuleAction::Trap,
+            ActionValues::Drop => RuleAction::Drop,
+        }
     }
 }
 
