@@ -12,10 +12,12 @@ use crate::stages::classify::Classify;
 use crate::stages::dispatch::{Dispatch, Handoff, Way};
 use crate::stages::ledger::Ledger;
 use crate::stages::parcel::{Parcel, Parcels};
+use crate::stages::parking::PLACES;
 use crate::stages::recall::Recall;
 use crate::stages::receive::Receive;
 use crate::stages::transform::Transform;
 use forebay_pipeline::batch::{BATCH, Batch};
+use forebay_pipeline::bell::Watch;
 use forebay_pipeline::counters::{Histogram, StageCounters};
 use forebay_pipeline::ring::{RingConsumer, RingProducer};
 use forebay_pipeline::stage::{Chain, Stage};
@@ -133,6 +135,17 @@ impl Exit {
 
     fn is_empty(&self) -> bool {
         self.handoffs.iter().all(RingConsumer::is_empty)
+    }
+
+    /// Says what the worker is to wait for that is about to sleep.
+    fn watch(&self, watch: &mut Watch) {
+        if !self.is_empty() {
+            watch.work();
+        }
+        if self.dispatch.waiting() > 0 {
+            // Nobody rings when a next hop has answered.
+            watch.unannounced(PLACES);
+        }
     }
 }
 
@@ -352,7 +365,34 @@ impl Task for PacketTask {
             Part::Back(part) => part.round(&mut self.batch),
         };
         let lists = self.listing.is_some() && self.list_flows();
-        Round { items, backlog: usize::from(lists) }
+        Round { items, backlog: usize::from(lists), upstream: 0 }
+    }
+
+    fn arm(&mut self, watch: &mut Watch) {
+        if !self.commands.is_empty() {
+            watch.work();
+        }
+        match &mut self.part {
+            Part::Fused(part) => {
+                part.exit.watch(watch);
+                part.receive.arm(watch);
+            }
+            Part::Front(part) => part.receive.arm(watch),
+            Part::Back(part) => {
+                part.exit.watch(watch);
+                if part.fronts.iter().any(|ring| !ring.is_empty()) {
+                    watch.work();
+                }
+            }
+        }
+    }
+
+    fn disarm(&mut self) {
+        match &mut self.part {
+            Part::Fused(part) => part.receive.disarm(),
+            Part::Front(part) => part.receive.disarm(),
+            Part::Back(_) => {}
+        }
     }
 
     fn drain(&mut self) -> bool {
