@@ -118,7 +118,7 @@ impl<T: Task> Loop<T> {
             self.context.status.last_round_at.set(end);
             if round.items > 0 {
                 counters.busy_cycles.add(end.saturating_sub(round_start));
-                self.idle.after_items(round.items, round.upstream, round_start, end);
+                self.idle.after_items(round.items, round_start, end);
                 round_start = end;
             } else {
                 counters.empty_rounds.add(1);

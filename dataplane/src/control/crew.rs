@@ -16,6 +16,7 @@ use crate::stages::recall::Recall;
 use crate::stages::receive::Receive;
 use crate::stages::transform::Transform;
 use crate::task::{Back, COMMANDS, Command, Exit, Front, Fused, PacketTask, Part, RING_PACKETS};
+use crate::upstream::Upstream;
 use forebay_pipeline::batch::{BATCH, Batch};
 use forebay_pipeline::bell::Bell;
 use forebay_pipeline::counters::{Histogram, StageCounters};
@@ -198,7 +199,9 @@ impl Crew {
                 crew.fronts.push(index);
                 joints.fused(options(format!("worker{number}"), *core, bell), rings)?
             } else {
-                joints.back(options(format!("back{number}"), *core, bell), rings)?
+                let fronts = crew.fronts.iter().filter_map(|front| crew.members.get(*front));
+                let upstream = fronts.map(|front| Upstream::new(front.figures.tally.clone())).collect();
+                joints.back(options(format!("back{number}"), *core, bell), rings, upstream)?
             };
             crew.backs.push(index);
             crew.members.push(member);
@@ -351,7 +354,12 @@ impl Joints<'_> {
         self.spawn(options, Part::Front(Box::new(Front { receive, chain, backs, outgoing, ledger })), figures)
     }
 
-    fn back(&mut self, options: WorkerOptions, rings: BackRings) -> Result<Member, CrewError> {
+    fn back(
+        &mut self,
+        options: WorkerOptions,
+        rings: BackRings,
+        upstream: Vec<Upstream>,
+    ) -> Result<Member, CrewError> {
         let tally = tally(&options.name)?;
         let ledger = Ledger::new(tally.clone());
         let chain = Chain::new((Transform::new(self.publisher.subscribe(&options.name)),));
@@ -370,6 +378,7 @@ impl Joints<'_> {
                 chain,
                 exit,
                 fronts: rings.fronts,
+                upstream,
                 incoming: Box::default(),
                 ledger,
             })),

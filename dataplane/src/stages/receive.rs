@@ -18,8 +18,10 @@ use std::time::Duration;
 /// MACs, one tag, and the EtherType behind it: what must lie in one piece for the tag to be read and taken off.
 const TAGGED_BYTES: usize = crate::wire::ETHERNET_BYTES + crate::wire::VLAN_TAG_BYTES;
 
-/// Between two looks at queues that do not tell everything: a hundred a second cost nothing, and what is missed is rare.
-const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// Between two looks at queues of which it is as good as certain that they tell.
+const CERTAINTY_INTERVAL: Duration = Duration::from_millis(50);
+/// Between two looks at whether somebody has come to the other end: who comes waits for longer than that anyway.
+const ARRIVAL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The receive queues of one worker.
 pub struct Receive {
@@ -61,9 +63,9 @@ impl Receive {
                 Wake::Readable(descriptor) => watch.readable(descriptor),
                 Wake::Mostly(descriptor) => {
                     watch.readable(descriptor);
-                    watch.at_most(LOOK_INTERVAL);
+                    watch.at_most(CERTAINTY_INTERVAL);
                 }
-                Wake::Unconnected => watch.at_most(LOOK_INTERVAL),
+                Wake::Unconnected => watch.at_most(ARRIVAL_INTERVAL),
                 Wake::Silent => watch.unannounced(queue.capacity()),
                 Wake::Never => {}
             }
