@@ -100,7 +100,7 @@ impl Comparison {
                 Ok(ovs.run(self.plan.duration).await?.cycles_per_packet)
             }
             _ => {
-                let setup = Setup { scenario, packets: folder, cores: &[core], hugepages };
+                let setup = Setup { scenario, packets: folder, cores: &[core], hugepages, idle: None };
                 let daemon = Daemon::start(setup, own).await?;
                 Ok(measure(scenario, self.plan.duration, &daemon).await?.worker_cycles_per_packet)
             }

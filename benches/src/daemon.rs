@@ -51,14 +51,18 @@ pub(crate) struct Setup<'a> {
     pub cores: &'a [usize],
     /// Whether packet memory is in huge pages.
     pub hugepages: bool,
+    /// What workers do without packets, and the added latency that they may cause, microseconds; otherwise they poll.
+    pub idle: Option<(&'a str, u32)>,
 }
 
 impl Setup<'_> {
     fn config(&self, folder: &Path) -> String {
+        let (idle, latency_us) = self.idle.unwrap_or(("busy-poll", 50));
         format!(
             "[host]\nname = \"bench\"\nstate = \"{folder}/state\"\n\n[control]\nsocket = \"{folder}/socket\"\n\n\
              [dpdk]\nhugepages = \"{}\"\nmemory_mib = {}\n\n\
-             [workers]\ncores = \"{}\"\nlayout = \"fused\"\nidle = \"busy-poll\"\nflow_cache_entries = {}\n\n{}",
+             [workers]\ncores = \"{}\"\nlayout = \"fused\"\nidle = \"{idle}\"\n\
+             max_added_latency_us = {latency_us}\nflow_cache_entries = {}\n\n{}",
             if self.hugepages { "required" } else { "off" },
             self.scenario.memory_mib(self.hugepages),
             cores::format(self.cores),
@@ -100,7 +104,7 @@ impl Daemon {
         let client = client::connect(&folder.join("socket")).await?;
         let generator = match setup.scenario.feed {
             Feed::Memif => Some(feed::generator(setup.scenario, setup.packets, folder, setup.cores).await?),
-            Feed::Pcap | Feed::Memory => None,
+            Feed::Pcap | Feed::Memory | Feed::Paced => None,
         };
         let mut daemon = Self { child, client, instructions: None, _generator: generator };
         let pipeline = daemon.pipeline().await?;
@@ -232,8 +236,13 @@ mod tests {
         let flows = Flows::plain(1, 1, 64);
         let scenario =
             Scenario { direction: Direction::Encap, flows, lanes: 2, cache_entries: 4096, feed: Feed::Pcap };
-        let setup =
-            Setup { scenario: &scenario, packets: Path::new("/tmp/b"), cores: &[3, 1], hugepages: false };
+        let setup = Setup {
+            scenario: &scenario,
+            packets: Path::new("/tmp/b"),
+            cores: &[3, 1],
+            hugepages: false,
+            idle: None,
+        };
         let text = setup.config(Path::new("/tmp/b/run"));
         for line in [
             "state = \"/tmp/b/run/state\"",

@@ -17,6 +17,10 @@ pub(crate) enum BenchError {
     RingCores { given: String, count: usize },
     #[error("--core: {count} cores (name one: no peer is compared on several)")]
     CompareCores { count: usize },
+    #[error(
+        "--policy {policy:?}: unknown (name busy-poll, last-packet, interrupt or sleep:US, US being microseconds)"
+    )]
+    Policy { policy: String },
     #[error("--size {size}: out of range (a frame over IPv{version} has {least} to {most} bytes)")]
     Size { size: u16, version: u8, least: u16, most: u16 },
     #[error(
@@ -92,6 +96,7 @@ impl BenchError {
             Self::Cores(_)
             | Self::RingCores { .. }
             | Self::Size { .. }
+            | Self::Policy { .. }
             | Self::ManyCores { .. }
             | Self::ManyPorts { .. }
             | Self::Feed { .. }

@@ -32,6 +32,9 @@ pub(crate) enum Feed {
     Memif,
     /// No daemon: a worker's rounds in this process, between two rings, cycles alone
     Memory,
+    /// Memory shared with another process, which sends at a rate and gets back what is sent
+    #[value(skip)]
+    Paced,
 }
 
 impl Feed {
@@ -41,13 +44,14 @@ impl Feed {
             Self::Pcap => "pcap",
             Self::Memif => "memif",
             Self::Memory => "memory",
+            Self::Paced => "paced",
         }
     }
 
     /// The device that receives the packets of a lane, as a config file names it.
     pub(crate) fn device(self, packets: &Path, own: &Path, lane: u8) -> String {
         match self {
-            Self::Memif => format!("memif:{}", socket(own, lane).display()),
+            Self::Memif | Self::Paced => format!("memif:{}", socket(own, lane).display()),
             Self::Pcap | Self::Memory => {
                 format!("pcap:{},infinite_rx=1", Scenario::file(packets, lane).display())
             }
@@ -61,8 +65,13 @@ impl Feed {
 }
 
 /// Where a daemon and its generator meet.
-fn socket(own: &Path, lane: u8) -> PathBuf {
+pub(crate) fn socket(own: &Path, lane: u8) -> PathBuf {
     own.join(format!("memif{lane}"))
+}
+
+/// Where they meet on the way back.
+pub(crate) fn back_socket(own: &Path, lane: u8) -> PathBuf {
+    own.join(format!("back{lane}"))
 }
 
 /// Says what a plan asks of its feed that the feed cannot do.

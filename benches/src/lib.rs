@@ -21,12 +21,14 @@ mod error;
 mod feed;
 mod figures;
 mod flows;
+mod idle;
 mod instructions;
 mod machine;
 mod memory;
 mod memory_feed;
 mod newcomers;
 mod ovs;
+mod pacer;
 mod path;
 mod pcap;
 mod report;
@@ -45,9 +47,11 @@ use std::process::ExitCode;
 
 pub use crate::feed::{GENERATOR_COMMAND, GENERATOR_SENDING};
 pub use crate::memory_feed::{MakeFeed, MemoryFeed, MemoryFigures, MemorySetup, Problem};
+pub use crate::pacer::{PACER_COMMAND, PACER_MEASURED, PACER_SENDING, PacerFigures};
 
 use crate::args::{CompareArgs, PathArgs, RingArgs};
 use crate::error::BenchError;
+use crate::idle::IdleArgs;
 use crate::scenario::Direction;
 use crate::table::TableArgs;
 use crate::update_args::UpdateArgs;
@@ -69,6 +73,8 @@ enum Benchmark {
     Miss(PathArgs),
     /// Measure what changes of rules cost while packets are encapsulated.
     Update(UpdateArgs),
+    /// Measure what a worker with little to do costs, and what its packets pay for its rest.
+    Idle(IdleArgs),
     /// Measure encap beside every peer that is installed, in turns: dpdk-testpmd io, and Open vSwitch with DPDK.
     Compare(CompareArgs),
     /// Measure every row of the README's table, each beside dpdk-testpmd io.
@@ -103,6 +109,7 @@ fn execute(benchmark: &Benchmark, make_feed: MakeFeed) -> Result<String, BenchEr
         Benchmark::Decap(args) => path::run("decap", &args.plan(Direction::Decap, false)?, make_feed),
         Benchmark::Miss(args) => path::run("miss", &args.plan(Direction::Encap, true)?, make_feed),
         Benchmark::Update(args) => update::run(&args.plan()?),
+        Benchmark::Idle(args) => idle::run(args),
         Benchmark::Compare(args) => compare::run(&args.plan()?),
         Benchmark::Table(args) => table::run(args),
         Benchmark::Ring(args) => ring::run(&args.plan()?),

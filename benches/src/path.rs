@@ -97,7 +97,8 @@ async fn begin_flows(plan: &mut PathPlan, wanted: u32, folder: &Path) -> Result<
     plan.scenario.cache_entries = newcomers::cache_entries(established.flows);
     for round in 0..RATE_ROUNDS {
         let hugepages = machine::free_hugepages_mib() >= plan.scenario.memory_mib(true);
-        let setup = Setup { scenario: &plan.scenario, packets: folder, cores: &plan.cores, hugepages };
+        let setup =
+            Setup { scenario: &plan.scenario, packets: folder, cores: &plan.cores, hugepages, idle: None };
         let daemon = Daemon::start(setup, &subfolder(folder, &format!("rate{round}"))?).await?;
         let run = measure(&plan.scenario, RATE_TIME, &daemon).await?;
         let rate = run.packets_per_second / f64::from(plan.scenario.lanes);
@@ -169,7 +170,7 @@ impl Turns<'_> {
 
     async fn daemon(&self, scenario: &Scenario, name: &str) -> Result<Daemon, BenchError> {
         let cores = self.plan.cores.get(..usize::from(scenario.lanes)).unwrap_or(&self.plan.cores);
-        let setup = Setup { scenario, packets: self.folder, cores, hugepages: self.hugepages };
+        let setup = Setup { scenario, packets: self.folder, cores, hugepages: self.hugepages, idle: None };
         Daemon::start(setup, &subfolder(self.folder, name)?).await
     }
 }

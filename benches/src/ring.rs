@@ -43,7 +43,7 @@ impl Task for Producer {
             self.batch.extend(self.next..self.next + self.burst);
             self.next += self.burst;
         }
-        Round { items: self.out.push(&mut self.batch), backlog: self.batch.len() }
+        Round { items: self.out.push(&mut self.batch), backlog: self.batch.len(), ..Round::default() }
     }
 
     fn drain(&mut self) -> bool {
@@ -69,7 +69,7 @@ impl Task for Consumer {
     fn round(&mut self) -> Round {
         let items = self.input.pop(&mut self.batch);
         self.sum = self.batch.drain(..).fold(self.sum, u64::wrapping_add);
-        Round { items, backlog: 0 }
+        Round { items, ..Round::default() }
     }
 
     fn drain(&mut self) -> bool {

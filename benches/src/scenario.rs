@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use forebay_api::v1;
 
 use crate::error::BenchError;
-use crate::feed::Feed;
+use crate::feed::{self, Feed};
 use crate::flows::{Flows, here, tenant, there};
 use crate::pcap;
 
@@ -125,8 +125,10 @@ impl Scenario {
     /// underlay's other host is a neighbour by declaration, since nobody answers behind these devices.
     /// `packets` is where the files are, `own` the daemon's folder.
     pub(crate) fn port_tables(&self, packets: &Path, own: &Path) -> String {
-        let device = |lane, direction| {
-            if self.direction == direction { self.feed.device(packets, own, lane) } else { self.sink(lane) }
+        let device = |lane, direction| match (self.direction == direction, self.feed) {
+            (true, feed) => feed.device(packets, own, lane),
+            (false, Feed::Paced) => format!("memif:{}", feed::back_socket(own, lane).display()),
+            (false, _) => self.sink(lane),
         };
         let longest_bytes = self.flows.longest_outer_bytes().max(USUAL_BUFFER_BYTES);
         let mtu = (longest_bytes - ETHERNET_HEADER_BYTES).max(USUAL_MTU_BYTES);

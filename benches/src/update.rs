@@ -62,7 +62,8 @@ pub(crate) fn run(plan: &UpdatePlan) -> Result<String, BenchError> {
         for number in 0..plan.runs {
             let own = subfolder(folder.path(), &format!("run{number}"))?;
             let (scenario, packets, cores) = (&plan.scenario, folder.path(), plan.cores.as_slice());
-            let daemon = Daemon::launch(Setup { scenario, packets, cores, hugepages }, &own).await?;
+            let daemon =
+                Daemon::launch(Setup { scenario, packets, cores, hugepages, idle: None }, &own).await?;
             // What the harness sends costs a whole core: a worker's would show as bursts that wait. The next daemon, which
             // starts where the harness may run, gets every core again.
             leave_to_workers(cores);

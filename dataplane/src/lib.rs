@@ -15,4 +15,5 @@ pub mod rules;
 pub mod snapshot;
 pub mod stages;
 pub mod task;
+pub mod upstream;
 pub mod wire;

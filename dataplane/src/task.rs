@@ -11,11 +11,14 @@ use crate::stages::admit::Admit;
 use crate::stages::classify::Classify;
 use crate::stages::dispatch::{Dispatch, Handoff, Way};
 use crate::stages::ledger::Ledger;
-use crate::stages::parcel::{Parcel, Parcels};
+use crate::stages::parcel::{Meta, Parcel, Parcels};
+use crate::stages::parking::PLACES;
 use crate::stages::recall::Recall;
 use crate::stages::receive::Receive;
 use crate::stages::transform::Transform;
+use crate::upstream::Upstream;
 use forebay_pipeline::batch::{BATCH, Batch};
+use forebay_pipeline::bell::Watch;
 use forebay_pipeline::counters::{Histogram, StageCounters};
 use forebay_pipeline::ring::{RingConsumer, RingProducer};
 use forebay_pipeline::stage::{Chain, Stage};
@@ -70,6 +73,8 @@ pub struct Back {
     pub exit: Exit,
     /// The rings from the fronts.
     pub fronts: Vec<RingConsumer<Parcel>>,
+    /// What the fronts have received behind that, each beside its ring.
+    pub upstream: Vec<Upstream>,
     /// What has come from a front, empty between bursts.
     pub incoming: Box<Batch<Parcel>>,
     /// The worker's book.
@@ -133,6 +138,17 @@ impl Exit {
 
     fn is_empty(&self) -> bool {
         self.handoffs.iter().all(RingConsumer::is_empty)
+    }
+
+    /// Says what the worker is to wait for that is about to sleep.
+    fn watch(&self, watch: &mut Watch) {
+        if !self.is_empty() {
+            watch.work();
+        }
+        if self.dispatch.waiting() > 0 {
+            // Nobody rings when a next hop has answered.
+            watch.unannounced(PLACES);
+        }
     }
 }
 
@@ -285,7 +301,8 @@ impl Front {
         for (packet, meta) in burst.drain() {
             let back = usize::from(meta.decision.affinity) % count;
             if let Some(out) = self.outgoing.get_mut(back) {
-                out.push(Parcel { packet, meta: *meta });
+                let sequence = self.ledger.newest(meta.port) as u16;
+                out.push(Parcel { packet, meta: Meta { sequence, ..*meta } });
             }
         }
         for (back, out) in self.backs.iter_mut().zip(&mut self.outgoing) {
@@ -309,12 +326,15 @@ impl Back {
     #[inline(always)]
     fn round(&mut self, batch: &mut Parcels) -> usize {
         let mut items = self.exit.serve_side();
-        for ring in &mut self.fronts {
+        for (ring, upstream) in self.fronts.iter_mut().zip(&mut self.upstream) {
             for _ in 0..BATCHES_PER_ROUND {
                 if ring.pop(&mut self.incoming) == 0 {
                     break;
                 }
                 items += self.incoming.len();
+                if let Some(Parcel { meta, .. }) = self.incoming.last() {
+                    upstream.came(meta.port, meta.sequence);
+                }
                 for parcel in self.incoming.drain(..) {
                     self.ledger.taken(parcel.meta.port);
                     // The burst is empty, and as long as a batch: there is room.
@@ -351,8 +371,39 @@ impl Task for PacketTask {
             Part::Front(part) => part.round(&mut self.batch),
             Part::Back(part) => part.round(&mut self.batch),
         };
+        let upstream = match &self.part {
+            Part::Back(part) => part.upstream.iter().map(Upstream::behind).sum(),
+            Part::Fused(_) | Part::Front(_) => 0,
+        };
         let lists = self.listing.is_some() && self.list_flows();
-        Round { items, backlog: usize::from(lists) }
+        Round { items, backlog: usize::from(lists), upstream }
+    }
+
+    fn arm(&mut self, watch: &mut Watch) {
+        if !self.commands.is_empty() {
+            watch.work();
+        }
+        match &mut self.part {
+            Part::Fused(part) => {
+                part.exit.watch(watch);
+                part.receive.arm(watch);
+            }
+            Part::Front(part) => part.receive.arm(watch),
+            Part::Back(part) => {
+                part.exit.watch(watch);
+                if part.fronts.iter().any(|ring| !ring.is_empty()) {
+                    watch.work();
+                }
+            }
+        }
+    }
+
+    fn disarm(&mut self) {
+        match &mut self.part {
+            Part::Fused(part) => part.receive.disarm(),
+            Part::Front(part) => part.receive.disarm(),
+            Part::Back(_) => {}
+        }
     }
 
     fn drain(&mut self) -> bool {

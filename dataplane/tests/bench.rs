@@ -74,3 +74,21 @@ fn another_process_sends_and_nothing_is_lost() {
     assert_numbers(&json, &["packets_per_second", "path_cycles_per_packet", "packets_per_call"]);
     assert_eq!((&json["lost_packets"], &json["feed"]), (&Value::from(0), &Value::from("memif")));
 }
+
+#[test]
+fn idle_workers_lose_nothing_under_any_policy() {
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        eprintln!("skipped: the process that paces needs a core of its own");
+        return;
+    }
+    let json = bench("idle --policy last-packet,interrupt,sleep:30 --pps 2000 --burst 8");
+    let policies = json["policies"].as_array().unwrap();
+    let names: Vec<_> = policies.iter().map(|policy| policy["policy"].as_str().unwrap()).collect();
+    assert_eq!(names, ["busy-poll", "last-packet", "interrupt", "sleep:30"]);
+    for policy in policies {
+        assert_numbers(policy, &["cpu_percent", "added_p99_ns", "packets_per_second"]);
+        assert_numbers(&policy["latency_ns"], &["p50", "p99", "p999", "max"]);
+        assert_eq!(policy["lost_packets"], 0, "{policy}");
+        assert!(policy["packets_per_second"].as_u64().unwrap() > 0, "{policy}");
+    }
+}

@@ -75,6 +75,8 @@ pub struct WorkerCounters {
     pub rounds: Counter,
     /// Rounds that handled no item.
     pub empty_rounds: Counter,
+    /// Times that the worker gave its core back.
+    pub sleeps: Counter,
     /// Panics caught.
     pub panics: Counter,
 }

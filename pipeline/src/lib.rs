@@ -6,7 +6,7 @@
 //!   batch, monomorphised, measured with one time stamp between two stages.
 //! * Stages on different cores are joined by a [`ring`](ring::ring): bounded, one producer, one consumer.
 //! * A [`Worker`] is a pinned thread that repeats the rounds of one [`Task`], survives its panics, and asks [`Idle`]
-//!   after every round whether to give the core back.
+//!   after every round whether to give the core back. Who brings a sleeping worker something rings its [`Bell`].
 //! * Tables reach workers as immutable snapshots through a [`Publisher`]; only the publisher's side frees them.
 //! * Counters have one writer and any number of readers ([`Counter`]).
 //!
@@ -39,6 +39,7 @@
 //! ```
 
 pub mod batch;
+pub mod bell;
 pub mod cores;
 pub mod counters;
 pub mod idle;
@@ -54,6 +55,7 @@ pub mod tsc;
 pub mod worker;
 
 pub use batch::{BATCH, Batch, Items};
+pub use bell::{Bell, Watch};
 pub use cores::{CoreError, Seat};
 pub use counters::{Counter, Histogram, StageCounters, WorkerCounters};
 pub use idle::{Idle, IdlePolicy};

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::CachePadded;
 use thiserror::Error;
 
+use crate::bell::Bell;
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering, pause};
 
 /// What a subscriber that is gone leaves as its seen version: later than any other.
@@ -58,6 +59,8 @@ struct Shared<T> {
     version: CachePadded<AtomicU64>,
     /// Taken by publishers, and by subscribers (never waiting) when the version has changed.
     state: Mutex<State<T>>,
+    /// Those of workers that may sleep. Not within the state: whoever is woken tries to take that.
+    bells: Mutex<Vec<std::sync::Arc<Bell>>>,
 }
 
 struct State<T> {
@@ -95,7 +98,17 @@ impl<T> Publisher<T> {
     pub fn new(initial: Arc<T>) -> Self {
         let state = State { version: 1, value: initial, retired: Vec::new(), seats: Vec::new() };
         let version = CachePadded::new(AtomicU64::new(1));
-        Self { shared: Arc::new(Shared { version, state: Mutex::new(state) }) }
+        Self { shared: Arc::new(Shared { version, state: Mutex::new(state), bells: Mutex::new(Vec::new()) }) }
+    }
+
+    /// From now on, a publication wakes the worker of this bell.
+    pub fn waking(&self, bell: &std::sync::Arc<Bell>) {
+        self.shared.bells.lock().push(std::sync::Arc::clone(bell));
+    }
+
+    /// Wakes workers that sleep.
+    fn ring(&self) {
+        self.shared.bells.lock().iter().for_each(|bell| bell.ring());
     }
 
     /// Makes `value` the newest snapshot and returns its version. Superseded snapshots that no subscriber can hold any
@@ -111,6 +124,7 @@ impl<T> Publisher<T> {
         drop(state);
         // Outside the lock: freeing may be slow.
         drop(unused);
+        self.ring();
         version
     }
 
@@ -131,6 +145,8 @@ impl<T> Publisher<T> {
             if started.elapsed() >= timeout {
                 return Err(Stalled { version, timeout, names });
             }
+            // A worker that found the lock taken may have gone to sleep again.
+            self.ring();
             pause(step);
             step = (step * 2).min(LONGEST_PAUSE);
         }

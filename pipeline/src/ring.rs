@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crossbeam_utils::CachePadded;
 
 use crate::batch::Batch;
+use crate::bell::Bell;
 use crate::counters::Counter;
 
 /// What the producer's thread writes.
@@ -78,6 +79,8 @@ impl RingStatus {
 pub struct RingProducer<T> {
     slots: rtrb::Producer<T>,
     status: Arc<RingStatus>,
+    /// Wakes the consumer.
+    bell: Option<Arc<Bell>>,
 }
 
 /// The end that items come out at.
@@ -99,10 +102,19 @@ pub fn ring<T>(name: impl Into<String>, capacity: usize) -> (RingProducer<T>, Ri
         producer: CachePadded::default(),
         popped: CachePadded::default(),
     });
-    (RingProducer { slots: producer, status: Arc::clone(&status) }, RingConsumer { slots: consumer, status })
+    (
+        RingProducer { slots: producer, status: Arc::clone(&status), bell: None },
+        RingConsumer { slots: consumer, status },
+    )
 }
 
 impl<T> RingProducer<T> {
+    /// From now on, what is pushed wakes the worker of this bell, which pops it.
+    #[must_use]
+    pub fn waking(self, bell: &Arc<Bell>) -> Self {
+        Self { bell: Some(Arc::clone(bell)), ..self }
+    }
+
     /// Moves as many items as fit from the front of the batch into the ring and returns how many; the rest stays in
     /// the batch, in order.
     #[inline]
@@ -122,7 +134,11 @@ impl<T> RingProducer<T> {
         let Ok(chunk) = self.slots.write_chunk_uninit(fits) else { return 0 };
         // Counted before the items become visible, lest the consumer's figure run ahead of the producer's.
         self.status.producer.pushed.add(fits as u64);
-        chunk.fill_from_iter(batch.drain(..fits))
+        let filled = chunk.fill_from_iter(batch.drain(..fits));
+        if let Some(bell) = &self.bell {
+            bell.ring();
+        }
+        filled
     }
 
     /// Free slots, exactly as far as this end is concerned: the consumer can only add to them.

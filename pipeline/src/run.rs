@@ -10,6 +10,7 @@ use std::sync::mpsc::SyncSender;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::bell::{Bell, Watch};
 use crate::cores::{MAX_CORES, Seat};
 use crate::idle::{Idle, IdlePolicy};
 use crate::worker::{Phase, Round, StopSignal, Task, WorkerEvent, WorkerStatus};
@@ -27,6 +28,7 @@ pub(crate) struct Context {
     pub(crate) status: Arc<WorkerStatus>,
     pub(crate) stop: Arc<StopSignal>,
     pub(crate) idle: IdlePolicy,
+    pub(crate) bell: Arc<Bell>,
     pub(crate) events: Option<SyncSender<WorkerEvent>>,
 }
 
@@ -82,13 +84,14 @@ struct Loop<T> {
     context: Context,
     task: T,
     idle: Idle,
+    watch: Watch,
     storm: Storm,
 }
 
 impl<T: Task> Loop<T> {
     fn new(context: Context, task: T) -> Self {
         let idle = Idle::new(context.idle, Seat::take(context.status.core));
-        Self { context, task, idle, storm: Storm::default() }
+        Self { context, task, idle, watch: Watch::new(), storm: Storm::default() }
     }
 
     fn run(mut self) -> bool {
@@ -115,17 +118,52 @@ impl<T: Task> Loop<T> {
             self.context.status.last_round_at.set(end);
             if round.items > 0 {
                 counters.busy_cycles.add(end.saturating_sub(round_start));
-                self.idle.after_round(round.items, round.backlog);
+                self.idle.after_items(round.items, round_start, end);
                 round_start = end;
             } else {
                 counters.empty_rounds.add(1);
-                let slept = self.idle.after_round(0, round.backlog);
+                let sleeps = self.idle.wants_sleep(round.backlog, round.upstream, end);
+                let slept = if sleeps { self.sleep() } else { 0 };
+                let counters = &self.context.status.counters;
                 counters.asleep_cycles.add(slept + paused);
                 // What the idle decision took is no part of the next round.
                 round_start = tsc::now();
             }
+            let counters = &self.context.status.counters;
             // After the parts, so that the whole is never less than their sum.
             counters.total_cycles.set(round_start.saturating_sub(first));
+        }
+    }
+
+    /// Sleeps until something comes, unless something has. Gives for how many time-stamp cycles.
+    fn sleep(&mut self) -> u64 {
+        if let Some(time) = self.idle.fixed_sleep() {
+            let start = tsc::now();
+            thread::sleep(time);
+            return tsc::now().saturating_sub(start);
+        }
+        self.watch = Watch::new();
+        // From here on whoever brings something rings; what was brought before, the task or the stop signal shows.
+        self.context.bell.lie_down();
+        let Self { task, watch, .. } = self;
+        let armed = catch_unwind(AssertUnwindSafe(|| task.arm(watch)));
+        let mut slept = 0;
+        if armed.is_ok() && !self.watch.has_work() && !self.context.stop.is_asked() {
+            let most = self.idle.longest_sleep(&mut self.watch);
+            let start = tsc::now();
+            self.context.bell.sleep(&self.watch, most);
+            slept = tsc::now().saturating_sub(start);
+            self.idle.after_sleep(most, slept);
+            self.context.status.counters.sleeps.add(1);
+        }
+        self.context.bell.get_up();
+        // A panic while arming or disarming is one as any other.
+        if let Err(payload) = armed {
+            slept += self.recover(Phase::Sleep, payload.as_ref());
+        }
+        match self.guarded(Phase::Sleep, T::disarm) {
+            Ok(()) => slept,
+            Err(paused) => slept + paused,
         }
     }
 

@@ -1,18 +1,21 @@
-//! What `publish` is built of, so that loom can stand in for it when it checks the protocol. The reference counts
-//! belong to that: who drops the last reference is what is to be checked.
+//! What `publish` and `bell` are built of, so that loom can stand in for it when it checks their protocols. The reference
+//! counts belong to that: who drops the last reference is what is to be checked.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::Arc;
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 #[cfg(not(loom))]
 pub(crate) use parking_lot::Mutex;
 
+#[cfg(not(loom))]
+pub(crate) use crate::os::Futex;
+
 #[cfg(loom)]
 pub(crate) use loom::sync::Arc;
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
+pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// loom's mutex with the face of `parking_lot`'s.
 #[cfg(loom)]
@@ -42,4 +45,31 @@ pub(crate) fn pause(duration: std::time::Duration) {
 #[cfg(loom)]
 pub(crate) fn pause(_duration: std::time::Duration) {
     loom::thread::yield_now();
+}
+
+/// A futex as the kernel promises it, but for its time: a sleep that nobody ends is what the model is to find.
+#[cfg(loom)]
+#[derive(Debug)]
+pub(crate) struct Futex {
+    lock: loom::sync::Mutex<()>,
+    woken: loom::sync::Condvar,
+}
+
+#[cfg(loom)]
+impl Futex {
+    pub(crate) fn new() -> Self {
+        Self { lock: loom::sync::Mutex::new(()), woken: loom::sync::Condvar::new() }
+    }
+
+    pub(crate) fn wait(&self, word: &AtomicU32, expected: u32, _most: std::time::Duration) {
+        let mut guard = self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        while word.load(Ordering::Relaxed) == expected {
+            guard = self.woken.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+    }
+
+    pub(crate) fn wake(&self, _word: &AtomicU32) {
+        let _guard = self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.woken.notify_all();
+    }
 }

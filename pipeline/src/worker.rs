@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::CachePadded;
 use thiserror::Error;
 
+use crate::bell::{Bell, Watch};
 use crate::counters::{Counter, WorkerCounters};
 use crate::idle::IdlePolicy;
 use crate::{cores, run};
@@ -31,12 +32,24 @@ pub struct Round {
     pub items: usize,
     /// Items known to wait: in the task's own hands, or in a queue before it.
     pub backlog: usize,
+    /// Items known to have entered the pipeline behind those handled, and not to have arrived here yet.
+    pub upstream: usize,
 }
 
 /// The work of a worker. Every method is called on the worker's thread.
 pub trait Task: Send {
     /// One turn: takes at most a bounded number of items, works on them, passes them on; returns without waiting.
     fn round(&mut self) -> Round;
+
+    /// Called before a sleep, when those who ring the worker's [`Bell`] know that they have to: says what else is to wake
+    /// it, and whether something has come since the last round. A task that says nothing of its inputs is taken to have
+    /// one that nobody rings for.
+    fn arm(&mut self, watch: &mut Watch) {
+        watch.unannounced(usize::MAX);
+    }
+
+    /// Called after each [`Task::arm`], whether there was a sleep or not.
+    fn disarm(&mut self) {}
 
     /// Called once, before the first round, when the thread is pinned.
     fn start(&mut self) {}
@@ -55,6 +68,8 @@ pub trait Task: Send {
 pub enum Phase {
     /// In [`Task::round`].
     Round,
+    /// In [`Task::arm`] or [`Task::disarm`].
+    Sleep,
     /// In [`Task::drain`].
     Drain,
     /// In [`Task::recover`].
@@ -90,6 +105,8 @@ pub struct WorkerOptions {
     pub core: Option<usize>,
     /// What it does when there is nothing to do.
     pub idle: IdlePolicy,
+    /// Wakes it. Rings and publications that bring it something are to be made [`waking`](crate::RingProducer::waking) it.
+    pub bell: Arc<Bell>,
     /// Where its events go. A worker never waits for the receiver: what finds the channel full is lost, but counted.
     pub events: Option<SyncSender<WorkerEvent>>,
 }
@@ -98,7 +115,7 @@ impl WorkerOptions {
     /// Options without an event channel.
     #[must_use]
     pub fn new(name: impl Into<String>, core: Option<usize>, idle: IdlePolicy) -> Self {
-        Self { name: name.into(), core, idle, events: None }
+        Self { name: name.into(), core, idle, bell: Arc::new(Bell::new()), events: None }
     }
 
     /// Sends the worker's events there.
@@ -212,6 +229,7 @@ pub struct StopReport {
 pub struct Worker {
     status: Arc<WorkerStatus>,
     stop: Arc<StopSignal>,
+    bell: Arc<Bell>,
     /// Says, once, whether the task drained.
     ended: Receiver<bool>,
     thread: Option<JoinHandle<()>>,
@@ -228,7 +246,7 @@ impl Worker {
         T: Task,
         F: FnOnce() -> T + Send + 'static,
     {
-        let WorkerOptions { name, core, idle, events } = options;
+        let WorkerOptions { name, core, idle, bell, events } = options;
         if name.contains('\0') {
             return Err(WorkerError::Name { name });
         }
@@ -243,13 +261,19 @@ impl Worker {
         let stop = Arc::new(StopSignal::new());
         let (started_tx, started) = sync_channel(1);
         let (ended_tx, ended) = sync_channel(1);
-        let context = run::Context { status: Arc::clone(&status), stop: Arc::clone(&stop), idle, events };
+        let context = run::Context {
+            status: Arc::clone(&status),
+            stop: Arc::clone(&stop),
+            idle,
+            bell: Arc::clone(&bell),
+            events,
+        };
         let thread = thread::Builder::new()
             .name(name.clone())
             .spawn(move || run::run(context, make_task, &started_tx, &ended_tx))
             .map_err(|source| WorkerError::Thread { name: name.clone(), source })?;
         match started.recv() {
-            Ok(Ok(())) => Ok(Self { status, stop, ended, thread: Some(thread) }),
+            Ok(Ok(())) => Ok(Self { status, stop, bell, ended, thread: Some(thread) }),
             Ok(Err(run::StartFailure::Pin { core })) => Err(WorkerError::Pin { name, core, available }),
             Ok(Err(run::StartFailure::Panicked { message })) => Err(WorkerError::Start { name, message }),
             Err(_) => Err(WorkerError::Start { name, message: "its thread ended".to_owned() }),
@@ -290,6 +314,7 @@ impl Worker {
     /// moves the deadline.
     pub fn request_stop(&self, deadline: Instant) {
         self.stop.ask(deadline);
+        self.bell.ring();
     }
 
     /// Asks it to drain until `deadline` at the latest, and waits for its end. Workers joined by rings are stopped
@@ -300,7 +325,7 @@ impl Worker {
     }
 
     fn finish(&mut self, deadline: Instant) -> StopReport {
-        self.stop.ask(deadline);
+        self.request_stop(deadline);
         let patience = deadline.saturating_duration_since(Instant::now()).saturating_add(STOP_GRACE);
         let end = self.ended.recv_timeout(patience);
         let ended = !matches!(end, Err(RecvTimeoutError::Timeout));

@@ -15,7 +15,7 @@ use forebay_pipeline::{
 };
 
 const BLOCK_BYTES: usize = 512;
-const NAP: IdlePolicy = IdlePolicy::Nap { max: Duration::from_micros(50) };
+const NAP: IdlePolicy = IdlePolicy::LastItem { max_added_latency: Duration::from_micros(50) };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Block {
@@ -104,7 +104,7 @@ impl Task for SumTask {
             self.source.fill(&mut self.pending);
             self.chain.run(&mut self.pending);
         }
-        Round { items: self.out.push(&mut self.pending), backlog: self.pending.len() }
+        Round { items: self.out.push(&mut self.pending), backlog: self.pending.len(), ..Round::default() }
     }
 
     fn drain(&mut self) -> bool {
@@ -128,7 +128,7 @@ impl Task for StoreTask {
     fn round(&mut self) -> Round {
         let items = self.input.pop(&mut self.batch);
         self.chain.run(&mut self.batch);
-        Round { items, backlog: self.input.len() }
+        Round { items, backlog: self.input.len(), ..Round::default() }
     }
 
     fn drain(&mut self) -> bool {
@@ -153,7 +153,7 @@ impl Task for FusedTask {
         self.source.fill(&mut self.batch);
         let items = self.batch.len();
         self.chain.run(&mut self.batch);
-        Round { items, backlog: 0 }
+        Round { items, ..Round::default() }
     }
 
     fn drain(&mut self) -> bool {

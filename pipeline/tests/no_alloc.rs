@@ -7,7 +7,9 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_pipeline::{Batch, Chain, Histogram, Idle, IdlePolicy, Publisher, Seat, Stage, ring};
+use forebay_pipeline::{
+    Batch, Bell, Chain, Histogram, Idle, IdlePolicy, Publisher, Seat, Stage, Watch, ring,
+};
 
 thread_local! {
     static CALLS: Cell<u64> = const { Cell::new(0) };
@@ -61,7 +63,9 @@ fn batches_rings_snapshots_and_idling_allocate_nothing() {
     let (mut producer, mut consumer) = ring("r", 256);
     let publisher = Publisher::new(Arc::new(0));
     let mut subscriber = publisher.subscribe("w0");
-    let mut idle = Idle::new(IdlePolicy::Nap { max: Duration::from_micros(5) }, Seat::take(None));
+    let mut idle =
+        Idle::new(IdlePolicy::LastItem { max_added_latency: Duration::from_micros(5) }, Seat::take(None));
+    let bell = Bell::new();
     let histogram = Histogram::new();
     let mut batch = Batch::new();
     let mut passed = 0;
@@ -77,7 +81,13 @@ fn batches_rings_snapshots_and_idling_allocate_nothing() {
         passed += consumer.pop(&mut batch);
         histogram.record(batch.len() as u64, 1);
         batch.clear();
-        idle.after_round(0, 0);
+        bell.lie_down();
+        let mut watch = Watch::new();
+        watch.unannounced(100);
+        watch.readable(-1);
+        let most = idle.longest_sleep(&mut watch);
+        bell.sleep(&watch, most);
+        idle.wants_sleep(0, 0, round);
         assert_eq!(calls(), before, "round {round}");
     }
     assert_eq!(passed, 200 * 40);

@@ -12,7 +12,7 @@ use forebay_pipeline::{
     IdlePolicy, Phase, Round, Task, Worker, WorkerError, WorkerEvent, WorkerOptions, cores,
 };
 
-const NAP: IdlePolicy = IdlePolicy::Nap { max: Duration::from_micros(100) };
+const NAP: IdlePolicy = IdlePolicy::LastItem { max_added_latency: Duration::from_micros(100) };
 
 /// A task made of closures; what is not given does nothing.
 struct Scripted {
@@ -116,7 +116,7 @@ fn a_task_that_panics_while_starting_is_an_error() {
 #[test]
 fn counts_rounds_and_time() {
     let worker = Worker::spawn(options("w0"), || Scripted {
-        on_round: Box::new(|round| Round { items: usize::from(round <= 10), backlog: 0 }),
+        on_round: Box::new(|round| Round { items: usize::from(round <= 10), ..Round::default() }),
         ..Scripted::default()
     })
     .unwrap();

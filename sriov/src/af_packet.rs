@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
 use crate::netdev;
 
@@ -102,12 +103,35 @@ const NOT_OUTGOING: [libc::sock_filter; 4] = {
 pub(crate) fn ignore_outgoing(index: u32) -> io::Result<usize> {
     let program =
         libc::sock_fprog { len: NOT_OUTGOING.len() as u16, filter: NOT_OUTGOING.as_ptr().cast_mut() };
-    let mut found = 0;
+    let sockets = sockets(index)?;
+    for socket in &sockets {
+        set_option(*socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
+    }
+    Ok(sockets.len())
+}
+
+/// The socket of a device's queue, which is readable while the queue holds packets. The driver makes one after the other,
+/// so their numbers and their inodes ascend alike; where they do not, none is named rather than another queue's.
+pub(crate) fn socket_of(index: u32, queue: u16, queues: u16) -> Option<RawFd> {
+    let mut sockets = sockets(index).ok()?;
+    sockets.sort_unstable();
+    let inodes: Vec<u64> = sockets.iter().filter_map(|socket| inode(*socket)).collect();
+    let is_certain =
+        sockets.len() == usize::from(queues) && inodes.len() == sockets.len() && inodes.is_sorted();
+    if is_certain { sockets.get(usize::from(queue)).copied() } else { None }
+}
+
+fn inode(fd: RawFd) -> Option<u64> {
+    Some(fs::metadata(format!("/proc/self/fd/{fd}")).ok()?.ino())
+}
+
+/// The packet sockets of this process that are bound to the interface.
+fn sockets(index: u32) -> io::Result<Vec<RawFd>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         if is_bound(fd, index) {
-            set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
-            found += 1;
+            found.push(fd);
         }
     }
     Ok(found)

@@ -23,6 +23,7 @@ use crate::pool::PacketPool;
 use crate::precheck::precheck;
 use crate::queue::{RxQueue, TxQueue};
 use crate::tap_signals::NoFreeSignals;
+use crate::wake::Teller;
 
 pub use forebay_dpdk_sys::PortStats as DeviceStats;
 
@@ -104,7 +105,8 @@ impl Device {
         let linearize = !open.capabilities().multi_segment_tx() && !spec.takes_chains();
         let open = Arc::new(open);
         let pair = |queue| {
-            let receive = RxQueue::new(Arc::clone(&open), queue);
+            let teller = open.teller(queue, options);
+            let receive = RxQueue::new(Arc::clone(&open), queue, options.rx_descriptors, teller);
             (receive, TxQueue::new(Arc::clone(&open), queue, options.mtu, linearize))
         };
         let queues = (0..queues).map(pair).collect();
@@ -262,6 +264,20 @@ impl OpenDevice {
         Capabilities::new(self.info.rx_offloads, self.info.tx_offloads, self.info.rss_flow_types)
     }
 
+    /// How a queue of the started device tells that packets wait.
+    fn teller(&self, queue: u16, options: &DeviceOptions<'_>) -> Teller {
+        match &self.spec {
+            DeviceSpec::Tap { .. } => Teller::tap(self.port, queue),
+            DeviceSpec::Memif { .. } => Teller::memif(self.port, queue, options.pool.as_ptr()),
+            DeviceSpec::AfPacket { .. } => match af_packet::socket_of(self.if_index, queue, self.queues) {
+                Some(socket) => Teller::File(socket),
+                None => Teller::Silent,
+            },
+            DeviceSpec::Null { extras } if extras.get("size").is_none() => Teller::Never,
+            _ => Teller::Silent,
+        }
+    }
+
     fn failed(&self, step: &'static str, error: i32) -> DeviceError {
         failed(&self.spec, step, error)
     }
@@ -341,6 +357,8 @@ impl OpenDevice {
             rx_descriptors: self.spec.rx_descriptors(options.rx_descriptors, room),
             tx_descriptors: options.tx_descriptors,
             mtu: options.mtu.min(limit),
+            rx_interrupts: u16::from(is_tap),
+            ..sys::PortConfig::default()
         };
         // SAFETY: the port exists and is stopped; pools live for ever.
         match unsafe { sys::fb_port_configure(self.port, &config, options.pool.as_ptr()) } {

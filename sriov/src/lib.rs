@@ -27,6 +27,7 @@ mod precheck;
 mod queue;
 mod tap_signals;
 pub mod tsc;
+mod wake;
 
 pub use burst::{BURST, Drain, PacketBurst};
 pub use capabilities::Capabilities;
@@ -39,3 +40,4 @@ pub use hugepages::Hugepages;
 pub use packet::{ChecksumStatus, Packet, Segments};
 pub use pool::{DEFAULT_DATA_ROOM_BYTES, HEADROOM_BYTES, PacketPool};
 pub use queue::{RxQueue, TxQueue};
+pub use wake::Wake;

@@ -10,6 +10,7 @@ use forebay_dpdk_sys as sys;
 use crate::burst::PacketBurst;
 use crate::device::OpenDevice;
 use crate::device_plan::FRAME_OVERHEAD_BYTES;
+use crate::wake::{Teller, Wake};
 
 /// Shortest frame that every driver takes: an Ethernet header. The tap driver would try a shorter one for ever.
 const SHORTEST_FRAME_BYTES: u32 = 14;
@@ -19,12 +20,31 @@ const SHORTEST_FRAME_BYTES: u32 = 14;
 pub struct RxQueue {
     port: u16,
     queue: u16,
+    descriptors: u16,
+    teller: Teller,
     _device: Arc<OpenDevice>,
 }
 
 impl RxQueue {
-    pub(crate) fn new(device: Arc<OpenDevice>, queue: u16) -> Self {
-        Self { port: device.port(), queue, _device: device }
+    pub(crate) fn new(device: Arc<OpenDevice>, queue: u16, descriptors: u16, teller: Teller) -> Self {
+        Self { port: device.port(), queue, descriptors, teller, _device: device }
+    }
+
+    /// Packets that the queue holds, as far as it is known.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        usize::from(self.descriptors)
+    }
+
+    /// To be called before a sleep: from now on the queue tells when packets come, as it says. To be followed by
+    /// [`RxQueue::disarm`] before packets are received again.
+    pub fn arm(&mut self) -> Wake {
+        self.teller.arm()
+    }
+
+    /// To be called after a sleep.
+    pub fn disarm(&mut self) {
+        self.teller.disarm();
     }
 
     /// The device's port number, which received packets carry.

@@ -1,14 +1,14 @@
 //! Devices that share an interface with the kernel: tap and af_packet. Root only; each test in its own namespaces.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
 use common::{
-    KernelPort, Namespace, burst_of, eal, enter, frame, ip, is_ours, open, pool, receive, send, spec,
-    wait_until,
+    KernelPort, Namespace, burst_of, eal, enter, frame, ip, is_ours, is_readable, open, pool, receive, send,
+    spec, wait_until,
 };
-use forebay_sriov::{Device, DeviceError, DeviceOptions, PacketBurst, PacketPool};
+use forebay_sriov::{Device, DeviceError, DeviceOptions, PacketBurst, PacketPool, RxQueue, Wake};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 
@@ -289,4 +289,67 @@ fn af_packet_has_several_queues() {
     assert_eq!(kernel.receive(4).len(), 4);
     let error = Device::open(eal(), &spec("af_packet:und0"), &options).unwrap_err().to_string();
     assert!(error.contains("another port of this daemon"), "{error}");
+}
+
+/// That a queue is readable exactly while it holds packets.
+fn tells(rx: &mut RxQueue, kernel: &KernelPort) {
+    let Wake::Readable(descriptor) = rx.arm() else { panic!("it does not tell: {:?}", rx.arm()) };
+    // What the kernel itself has sent is taken out.
+    assert!(wait_until(|| {
+        rx.receive(&mut PacketBurst::new());
+        !is_readable(descriptor)
+    }));
+    for round in 1..=3 {
+        kernel.send(&frame(round, 100));
+        assert!(wait_until(|| is_readable(descriptor)), "round {round}");
+        assert_eq!(receive(rx, 1), [frame(round, 100)]);
+        assert!(wait_until(|| {
+            rx.receive(&mut PacketBurst::new());
+            !is_readable(descriptor)
+        }));
+    }
+    rx.disarm();
+}
+
+#[test]
+fn a_tap_tells_a_sleeper_that_packets_come() {
+    let _ns = Namespace::enter("tapwake");
+    let pool = pool(eal());
+    let (device, mut rx, tx) = open(eal(), "tap:vm1", &DeviceOptions::new(&pool));
+    tells(&mut rx, &KernelPort::new("vm1"));
+    device.close(vec![(rx, tx)]).unwrap();
+}
+
+#[test]
+fn every_queue_of_af_packet_tells_of_its_own_packets() {
+    for queues in [1, 3] {
+        let _ns = Namespace::enter("afwake");
+        ip("link add und0 type veth peer name und1");
+        ip("link set und0 up");
+        ip("link set und1 up");
+        let pool = pool(eal());
+        let options = DeviceOptions { queues, ..DeviceOptions::new(&pool) };
+        let mut device = Device::open(eal(), &spec("af_packet:und0"), &options).unwrap();
+        let kernel = KernelPort::new("und1");
+        let mut pairs = device.take_queues();
+        assert_eq!(pairs.len(), usize::from(queues));
+        if let [(rx, _)] = &mut pairs[..] {
+            tells(rx, &kernel);
+        } else {
+            let descriptors: Vec<_> = pairs.iter_mut().map(|(rx, _)| rx.arm()).collect();
+            for round in 1..=20 {
+                kernel.send(&frame(round, 100));
+                let is_told = |wake: &Wake| matches!(wake, Wake::Readable(fd) if is_readable(*fd));
+                assert!(wait_until(|| descriptors.iter().any(is_told)), "round {round}");
+                // Whichever tells has it, and has nothing to tell any more.
+                for ((rx, _), wake) in pairs.iter_mut().zip(&descriptors) {
+                    if is_told(wake) {
+                        assert!(rx.receive(&mut PacketBurst::new()) > 0);
+                    }
+                }
+                assert!(!descriptors.iter().any(is_told), "round {round}");
+            }
+        }
+        device.close(pairs).unwrap();
+    }
 }

@@ -1,11 +1,11 @@
 //! Devices that share memory with another process, here with each other: memif, and vhost with virtio_user.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
-use common::{burst_of, eal, frame, open, pool, receive, send, wait_until};
-use forebay_sriov::{DeviceOptions, PacketBurst};
+use common::{burst_of, eal, frame, is_readable, open, pool, receive, send, wait_until};
+use forebay_sriov::{DeviceOptions, PacketBurst, Wake};
 
 #[test]
 fn memif_passes_packets_between_two_ends() {
@@ -54,4 +54,43 @@ fn vhost_passes_packets_to_its_guest() {
     host.close(vec![(rx, tx)]).unwrap();
     assert!(!path.exists());
     assert_eq!(pool.in_use(), 0);
+}
+
+#[test]
+fn memif_tells_a_sleeper_that_packets_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.sock");
+    let pool = pool(eal());
+    let options = DeviceOptions::new(&pool);
+    let (server, mut rx, tx) = open(eal(), &format!("memif:{}", path.display()), &options);
+    if rx.arm() == Wake::Silent {
+        // Only with the DPDK whose driver is known.
+        rx.disarm();
+        return;
+    }
+    assert_eq!(rx.arm(), Wake::Unconnected);
+    rx.disarm();
+    let (client, client_rx, mut client_tx) =
+        open(eal(), &format!("memif:{},role=client", path.display()), &options);
+    assert!(wait_until(|| server.link_up() && client.link_up()));
+    for round in 1..=3 {
+        let Wake::Mostly(descriptor) = rx.arm() else { panic!("it does not tell, in round {round}") };
+        assert!(!is_readable(descriptor), "round {round}");
+        send(&mut client_tx, &mut burst_of(&pool, &[frame(round, 100)]));
+        assert!(is_readable(descriptor), "round {round}");
+        rx.disarm();
+        assert!(!is_readable(descriptor), "what it told is forgotten");
+        assert_eq!(rx.arm(), Wake::Now, "a packet waits");
+        rx.disarm();
+        assert_eq!(receive(&mut rx, 1), [frame(round, 100)]);
+        // Nobody sleeps: nothing is told.
+        send(&mut client_tx, &mut burst_of(&pool, &[frame(round, 200)]));
+        assert!(!is_readable(descriptor));
+        assert_eq!(receive(&mut rx, 1), [frame(round, 200)]);
+    }
+    client.close(vec![(client_rx, client_tx)]).unwrap();
+    assert!(wait_until(|| !server.link_up()));
+    assert_eq!(rx.arm(), Wake::Unconnected);
+    rx.disarm();
+    server.close(vec![(rx, tx)]).unwrap();
 }

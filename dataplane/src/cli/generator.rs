@@ -19,10 +19,11 @@ use forebay_sriov::{
 /// Packet buffers: a thread's cache and some bursts; what is sent is copied, and comes back at once.
 const POOL_PACKETS: u32 = 4095;
 /// Memory for DPDK: the pool takes some 10 MiB, with the longest frames some 40.
-const EAL_MEMORY_MIB: u32 = 128;
+pub const EAL_MEMORY_MIB: u32 = 128;
 /// How long the other end may take to come.
-const LINK_PATIENCE: Duration = Duration::from_secs(30);
-const LINK_STEP: Duration = Duration::from_millis(5);
+pub const LINK_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks at whether it has.
+pub const LINK_STEP: Duration = Duration::from_millis(5);
 /// Bursts between two looks at whether to stop.
 const BURSTS: usize = 1024;
 /// Headers of the classic format of libpcap: of the file, and of each packet; its magic number, little endian.
@@ -123,7 +124,7 @@ fn send(args: &GeneratorArgs) -> Result<(), GeneratorError> {
         memory_mib: EAL_MEMORY_MIB,
         name: "forebay-generator".into(),
     })?;
-    let room = frames.longest().max(DEFAULT_DATA_ROOM_BYTES);
+    let room = frames.room();
     let pool = PacketPool::new(eal, "generator", POOL_PACKETS, room)?;
     let mtu = room - ETHERNET_BYTES;
     let mut device = Device::open(eal, &args.device, &DeviceOptions { mtu, ..DeviceOptions::new(&pool) })?;
@@ -178,7 +179,10 @@ fn bursts(frames: &Frames, mut next: usize, pool: &PacketPool, queue: &mut TxQue
 }
 
 /// Tells when standard input has ended.
-fn stop_with_input() -> Result<Arc<AtomicBool>, GeneratorError> {
+///
+/// # Errors
+/// There is no thread to wait for it.
+pub fn stop_with_input() -> Result<Arc<AtomicBool>, GeneratorError> {
     let stop = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&stop);
     let wait = move || {
@@ -193,14 +197,18 @@ fn stop_with_input() -> Result<Arc<AtomicBool>, GeneratorError> {
 
 /// The frames of a file, one behind the other. There is at least one.
 #[derive(Debug)]
-struct Frames {
+pub struct Frames {
     bytes: Vec<u8>,
     /// Where each begins and ends.
     places: Vec<(u32, u32)>,
 }
 
 impl Frames {
-    fn read(path: &Path) -> Result<Frames, GeneratorError> {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It cannot be read, or holds something else.
+    pub fn read(path: &Path) -> Result<Frames, GeneratorError> {
         let bytes =
             std::fs::read(path).map_err(|source| GeneratorError::File { path: path.to_owned(), source })?;
         let wrong = |at| GeneratorError::NoPackets { path: path.to_owned(), at };
@@ -223,14 +231,20 @@ impl Frames {
         if places.is_empty() { Err(wrong(at)) } else { Ok(Frames { bytes, places }) }
     }
 
-    fn count(&self) -> usize {
+    /// How many there are.
+    pub fn count(&self) -> usize {
         self.places.len()
     }
 
     /// A frame; an empty one beyond the last.
-    fn get(&self, number: usize) -> &[u8] {
+    pub fn get(&self, number: usize) -> &[u8] {
         let place = self.places.get(number);
         place.and_then(|(begin, end)| self.bytes.get(*begin as usize..*end as usize)).unwrap_or_default()
+    }
+
+    /// Bytes that a packet buffer needs to hold any of them.
+    pub fn room(&self) -> u16 {
+        self.longest().max(DEFAULT_DATA_ROOM_BYTES)
     }
 
     /// Bytes of the longest.

@@ -9,6 +9,7 @@ mod flow;
 mod generator;
 mod lines;
 mod load;
+mod pacer;
 mod pipeline;
 mod port;
 mod rule;
@@ -60,6 +61,9 @@ enum Command {
     /// Send packets for the benchmark harness, which starts this itself.
     #[command(name = forebay_benches::GENERATOR_COMMAND, hide = true)]
     BenchGenerator(generator::GeneratorArgs),
+    /// Send packets at a rate and measure how long they take, for the benchmark harness, which starts this itself.
+    #[command(name = forebay_benches::PACER_COMMAND, hide = true)]
+    BenchPacer(pacer::PacerArgs),
     #[command(flatten)]
     Control(Control),
 }
@@ -111,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Check { config, form } => forebay_dataplane::daemon::check(&config, form.json),
         Command::Bench(args) => forebay_benches::run(*args, bench::make_feed),
         Command::BenchGenerator(args) => generator::main(&args),
+        Command::BenchPacer(args) => pacer::main(&args),
         Command::Control(command) => control(&cli.socket, command),
     }
 }

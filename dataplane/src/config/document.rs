@@ -9,7 +9,7 @@ use super::port::{COMMON_KEYS, Draft, PortFields, UPLINK_KEYS, VF_KEYS, draft};
 use super::problem::{Problem, Problems};
 use super::reader::{Table, Text};
 use super::siblings::Siblings;
-use super::value::{host_name, named, path, socket_addr, socket_path, within};
+use super::value::{self, host_name, named, path, socket_addr, socket_path, within};
 
 const STATE_DEFAULT: &str = "/var/lib/forebay";
 const SOCKET_DEFAULT: &str = "/run/forebay/forebay.sock";
@@ -185,7 +185,7 @@ fn workers(mut table: Table<'_>, machine: &Machine, problems: &mut Vec<Problem>)
     let checked = object.check(&cores_field, |text| machine.cores(text));
     let cores = or_default(checked, cores_field.is_absent(), machine.default_cores());
     let layout = or_default(object.check(&layout_field, named), layout_field.is_absent(), LAYOUT_DEFAULT);
-    let idle = or_default(object.check(&idle, named), idle.is_absent(), IDLE_DEFAULT);
+    let idle = or_default(object.check(&idle, value::idle), idle.is_absent(), IDLE_DEFAULT);
     let checked = object.check(&latency, |us| within(*us, 1, ADDED_LATENCY_MAX_US, " µs"));
     let latency = or_default(checked, latency.is_absent(), ADDED_LATENCY_DEFAULT_US);
     let checked = object.check(&flows, |count| within(*count, FLOW_CACHE_MIN, FLOW_CACHE_MAX, " flows"));

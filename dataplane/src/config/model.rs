@@ -220,6 +220,11 @@ pub enum Idle {
     LastPacket,
     /// Sleep until the device interrupts.
     Interrupt,
+    /// Sleep for a fixed time whenever there was no packet: what the others are compared with.
+    Sleep {
+        /// Microseconds.
+        us: u16,
+    },
 }
 
 /// An enumeration whose values have names in the config file.
@@ -258,7 +263,17 @@ macro_rules! display_name {
     )*};
 }
 
-display_name!(Hugepages, Layout, Idle);
+display_name!(Hugepages, Layout);
+
+/// As in the config file.
+impl fmt::Display for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Idle::Sleep { us } => write!(f, "sleep:{us}"),
+            named => f.write_str(named.name()),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -274,6 +289,10 @@ mod tests {
         assert_eq!(
             [Idle::BusyPoll, Idle::LastPacket, Idle::Interrupt].map(Named::name),
             ["busy-poll", "last-packet", "interrupt"]
+        );
+        assert_eq!(
+            (Idle::Sleep { us: 70 }.to_string(), Idle::Interrupt.to_string()),
+            ("sleep:70".into(), "interrupt".into())
         );
     }
 

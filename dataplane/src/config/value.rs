@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use forebay_api::validate::MacAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::model::{Ipv4Interface, Ipv6Interface, Named};
+use super::model::{Idle, Ipv4Interface, Ipv6Interface, Named};
 use super::object::Fault;
 use super::suggest::instead_of;
 
@@ -18,6 +18,9 @@ pub(super) const HOST_NAME_MAX_BYTES: usize = 253;
 
 /// The longest path of a Unix socket: `sun_path` of Linux has 108 bytes, of which one ends the text.
 pub(super) const SOCKET_PATH_MAX_BYTES: usize = 107;
+
+/// The longest fixed sleep of a worker: as the longest added latency.
+const IDLE_SLEEP_MAX_US: u16 = 10_000;
 
 /// The name of a port.
 pub(super) fn port_name(text: &str) -> Result<String, Fault> {
@@ -51,6 +54,18 @@ pub(super) fn named<T: Named>(text: &str) -> Result<T, Fault> {
         let names: Vec<&str> = T::NAMES.iter().map(|(name, _)| *name).collect();
         Fault::new("unknown value", instead_of(text, &names))
     })
+}
+
+/// What a worker does without packets: by name, or `sleep:US`.
+pub(super) fn idle(text: &str) -> Result<Idle, Fault> {
+    match text.strip_prefix("sleep:") {
+        None => named(text),
+        Some(us) => {
+            let fault =
+                || Fault::new("not a time", "write sleep: and a number of microseconds, such as sleep:100");
+            within(us.parse().map_err(|_| fault())?, 1, IDLE_SLEEP_MAX_US, " µs").map(|us| Idle::Sleep { us })
+        }
+    }
 }
 
 /// A number from `min` to `max`, both included.

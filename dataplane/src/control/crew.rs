@@ -16,7 +16,9 @@ use crate::stages::recall::Recall;
 use crate::stages::receive::Receive;
 use crate::stages::transform::Transform;
 use crate::task::{Back, COMMANDS, Command, Exit, Front, Fused, PacketTask, Part, RING_PACKETS};
+use crate::upstream::Upstream;
 use forebay_pipeline::batch::{BATCH, Batch};
+use forebay_pipeline::bell::Bell;
 use forebay_pipeline::counters::{Histogram, StageCounters};
 use forebay_pipeline::idle::IdlePolicy;
 use forebay_pipeline::publish::Publisher;
@@ -159,15 +161,21 @@ impl Crew {
         publisher: &Publisher<Snapshot>,
         neighbours: Arc<Neighbours>,
     ) -> Result<(Crew, Ends), CrewError> {
+        let max_added_latency = Duration::from_micros(u64::from(config.max_added_latency_us));
         let idle = match config.idle {
             Idle::BusyPoll => IdlePolicy::BusyPoll,
-            Idle::LastPacket | Idle::Interrupt => {
-                IdlePolicy::Nap { max: Duration::from_micros(u64::from(config.max_added_latency_us)) }
-            }
+            Idle::LastPacket => IdlePolicy::LastItem { max_added_latency },
+            Idle::Interrupt => IdlePolicy::Interrupt { max_added_latency },
+            Idle::Sleep { us } => IdlePolicy::Sleep { time: Duration::from_micros(u64::from(us)) },
         };
         let (events_in, events) = sync_channel(EVENTS);
-        let options =
-            |name: String, core| WorkerOptions::new(name, Some(core), idle).with_events(events_in.clone());
+        // Each sleeps by itself, and is woken by those that come before it.
+        let bells: Vec<_> = config.cores.iter().map(|_| Arc::new(Bell::new())).collect();
+        bells.iter().for_each(|bell| publisher.waking(bell));
+        let options = |name: String, core, bell: &Arc<Bell>| {
+            let options = WorkerOptions::new(name, Some(core), idle).with_events(events_in.clone());
+            WorkerOptions { bell: Arc::clone(bell), ..options }
+        };
         let flows = config.flow_cache_entries;
         let mut joints = Joints { eal, publisher, neighbours, flows, ends: EndsBuilder::default() };
         let mut crew = Crew { members: Vec::new(), fronts: Vec::new(), backs: Vec::new() };
@@ -176,21 +184,24 @@ impl Crew {
             Layout::Split => config.cores.len() / 2,
         };
         let (front_cores, back_cores) = config.cores.split_at(front_count);
-        let (mut to_backs, mut back_rings, inject) = join(front_cores.len(), back_cores.len());
-        for (number, core) in front_cores.iter().enumerate() {
+        let (front_bells, back_bells) = bells.split_at(front_count);
+        let (mut to_backs, mut back_rings, inject) = join(front_cores.len(), back_bells);
+        for (number, (core, bell)) in front_cores.iter().zip(front_bells).enumerate() {
             let rings = std::mem::take(&mut to_backs[number]);
-            let member = joints.front(options(format!("front{number}"), *core), rings)?;
+            let member = joints.front(options(format!("front{number}"), *core, bell), rings)?;
             crew.fronts.push(crew.members.len());
             crew.members.push(member);
         }
-        for (number, core) in back_cores.iter().enumerate() {
+        for (number, (core, bell)) in back_cores.iter().zip(back_bells).enumerate() {
             let rings = back_rings.remove(0);
             let index = crew.members.len();
             let member = if front_count == 0 {
                 crew.fronts.push(index);
-                joints.fused(options(format!("worker{number}"), *core), rings)?
+                joints.fused(options(format!("worker{number}"), *core, bell), rings)?
             } else {
-                joints.back(options(format!("back{number}"), *core), rings)?
+                let fronts = crew.fronts.iter().filter_map(|front| crew.members.get(*front));
+                let upstream = fronts.map(|front| Upstream::new(front.figures.tally.clone())).collect();
+                joints.back(options(format!("back{number}"), *core, bell), rings, upstream)?
             };
             crew.backs.push(index);
             crew.members.push(member);
@@ -282,11 +293,13 @@ impl Crew {
     }
 }
 
-/// The rings between `fronts` and `backs`, between the backs, and from the control side to the first back.
+/// The rings between `fronts` and the backs, between the backs, and from the control side to the first back. Each wakes the
+/// back that it ends at.
 fn join(
     fronts: usize,
-    backs: usize,
+    bells: &[Arc<Bell>],
 ) -> (Vec<Vec<RingProducer<Parcel>>>, Vec<BackRings>, RingProducer<Handoff>) {
+    let backs = bells.len();
     let mut to_backs: Vec<Vec<RingProducer<Parcel>>> = (0..fronts).map(|_| Vec::new()).collect();
     let mut rings: Vec<BackRings> = (0..backs)
         .map(|_| BackRings { fronts: Vec::new(), handoffs_in: Vec::new(), handoffs_out: Vec::new() })
@@ -294,7 +307,7 @@ fn join(
     for (front, producers) in to_backs.iter_mut().enumerate() {
         for (back, rings) in rings.iter_mut().enumerate() {
             let (producer, consumer) = ring(format!("front{front}-back{back}"), RING_PACKETS);
-            producers.push(producer);
+            producers.push(producer.waking(&bells[back]));
             rings.fronts.push(consumer);
         }
     }
@@ -305,13 +318,14 @@ fn join(
                 continue;
             }
             let (producer, consumer) = ring(format!("worker{from}-worker{to}"), RING_PACKETS);
-            rings[from].handoffs_out.push(Some(producer));
+            rings[from].handoffs_out.push(Some(producer.waking(&bells[to])));
             rings[to].handoffs_in.push(consumer);
         }
     }
-    let (inject, consumer) = ring("control", RING_PACKETS);
-    if let Some(first) = rings.first_mut() {
+    let (mut inject, consumer) = ring("control", RING_PACKETS);
+    if let (Some(first), Some(bell)) = (rings.first_mut(), bells.first()) {
         first.handoffs_in.push(consumer);
+        inject = inject.waking(bell);
     }
     (to_backs, rings, inject)
 }
@@ -340,7 +354,12 @@ impl Joints<'_> {
         self.spawn(options, Part::Front(Box::new(Front { receive, chain, backs, outgoing, ledger })), figures)
     }
 
-    fn back(&mut self, options: WorkerOptions, rings: BackRings) -> Result<Member, CrewError> {
+    fn back(
+        &mut self,
+        options: WorkerOptions,
+        rings: BackRings,
+        upstream: Vec<Upstream>,
+    ) -> Result<Member, CrewError> {
         let tally = tally(&options.name)?;
         let ledger = Ledger::new(tally.clone());
         let chain = Chain::new((Transform::new(self.publisher.subscribe(&options.name)),));
@@ -359,6 +378,7 @@ impl Joints<'_> {
                 chain,
                 exit,
                 fronts: rings.fronts,
+                upstream,
                 incoming: Box::default(),
                 ledger,
             })),
@@ -447,6 +467,7 @@ impl Joints<'_> {
 
     fn spawn(&self, options: WorkerOptions, part: Part, figures: Figures) -> Result<Member, CrewError> {
         let (commands, obeyed) = ring(format!("{}-commands", options.name), COMMANDS);
+        let commands = commands.waking(&options.bell);
         let eal = self.eal;
         let worker = Worker::spawn(options, move || PacketTask::new(eal, part, obeyed))?;
         Ok(Member { worker, commands, figures })

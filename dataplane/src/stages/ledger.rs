@@ -69,6 +69,12 @@ impl Ledger {
         }
     }
 
+    /// The number of the newest packet that a port received here: how many they are.
+    #[inline(always)]
+    pub fn newest(&self, port: PortId) -> u64 {
+        self.port(port).map_or(0, |counters| counters.rx_packets.get())
+    }
+
     /// A received packet was dropped.
     #[inline(always)]
     pub fn dropped(&self, port: PortId, reason: DropReason) {

@@ -33,6 +33,8 @@ pub struct Meta {
     pub outer_ecn: u8,
     /// Trapped unless a rule that names layer 2 decides otherwise.
     pub trap_by_default: bool,
+    /// In a ring between two workers: what was the newest number of its port when its burst had been received.
+    pub sequence: u16,
     /// What becomes of it.
     pub verdict: Verdict,
     /// The flow's hashes; and with [`Verdict::Act`], what is to be done. It stands beside the verdict, not in it, so that it
@@ -82,6 +84,7 @@ impl Meta {
             layout: Layout::UNKNOWN,
             outer_ecn: 0,
             trap_by_default: false,
+            sequence: 0,
             verdict: Verdict::Open,
             decision: Decision { action: PackedAction::TRAP, slot: NO_SLOT, flow_hash: 0, affinity: 0 },
         }

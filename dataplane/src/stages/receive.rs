@@ -7,14 +7,21 @@ use super::vlan;
 use crate::action::PortId;
 use crate::counters::DropReason;
 use crate::snapshot::{DeviceEntry, MAX_DEVICES, Snapshot};
+use forebay_pipeline::bell::Watch;
 use forebay_pipeline::counters::StageCounters;
 use forebay_pipeline::publish::Subscriber;
 use forebay_pipeline::tsc;
-use forebay_sriov::{Packet, RxQueue};
+use forebay_sriov::{Packet, RxQueue, Wake};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// MACs, one tag, and the EtherType behind it: what must lie in one piece for the tag to be read and taken off.
 const TAGGED_BYTES: usize = crate::wire::ETHERNET_BYTES + crate::wire::VLAN_TAG_BYTES;
+
+/// Between two looks at queues of which it is as good as certain that they tell.
+const CERTAINTY_INTERVAL: Duration = Duration::from_millis(50);
+/// Between two looks at whether somebody has come to the other end: who comes waits for longer than that anyway.
+const ARRIVAL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The receive queues of one worker.
 pub struct Receive {
@@ -46,6 +53,28 @@ impl Receive {
     /// The queues of this device are not polled any more.
     pub fn detach(&mut self, device: u16) {
         self.queues.retain(|queue| queue.port() != device);
+    }
+
+    /// To be called before the worker sleeps: has the queues tell when packets come, and says what it is to wait for.
+    pub fn arm(&mut self, watch: &mut Watch) {
+        for queue in &mut self.queues {
+            match queue.arm() {
+                Wake::Now => watch.work(),
+                Wake::Readable(descriptor) => watch.readable(descriptor),
+                Wake::Mostly(descriptor) => {
+                    watch.readable(descriptor);
+                    watch.at_most(CERTAINTY_INTERVAL);
+                }
+                Wake::Unconnected => watch.at_most(ARRIVAL_INTERVAL),
+                Wake::Silent => watch.unannounced(queue.capacity()),
+                Wake::Never => {}
+            }
+        }
+    }
+
+    /// To be called after each [`Receive::arm`].
+    pub fn disarm(&mut self) {
+        self.queues.iter_mut().for_each(RxQueue::disarm);
     }
 
     /// The number of queues.

@@ -51,7 +51,7 @@ impl Task for Fragile {
             self.chain.run(&mut self.batch);
             self.exit.dispatch.process(&mut self.batch);
         }
-        Round { items, backlog: 0 }
+        Round { items, ..Round::default() }
     }
 
     fn drain(&mut self) -> bool {

@@ -10,6 +10,8 @@ use forebay_dataplane::stages::ledger::Ledger;
 use forebay_dataplane::stages::parcel::Parcel;
 use forebay_dataplane::stages::transform::Transform;
 use forebay_dataplane::task::{Back, Command, Exit, Front, PacketTask, Part};
+use forebay_dataplane::upstream::Upstream;
+use forebay_pipeline::bell::Watch;
 use forebay_pipeline::worker::Task;
 use forebay_pipeline::{Batch, Chain, Histogram, RingConsumer, RingProducer, StageCounters, ring};
 use std::sync::Arc;
@@ -33,6 +35,7 @@ fn back(
     into: Vec<RingConsumer<Handoff>>,
     commands: RingConsumer<Command>,
 ) -> (PacketTask, Arc<WorkerTally>) {
+    let upstream = vec![Upstream::new(lab.tally.clone())];
     let tally = Arc::new(WorkerTally::new(PORTS.len()).unwrap());
     let ledger = Ledger::new(tally.clone());
     let exit = Exit {
@@ -43,8 +46,14 @@ fn back(
         batch: Box::new(Batch::new()),
     };
     let chain = Chain::new((Transform::new(lab.publisher.subscribe("back")),));
-    let part =
-        Part::Back(Box::new(Back { chain, exit, fronts: vec![front], incoming: Box::default(), ledger }));
+    let part = Part::Back(Box::new(Back {
+        chain,
+        exit,
+        fronts: vec![front],
+        upstream,
+        incoming: Box::default(),
+        ledger,
+    }));
     (PacketTask::new(lab.eal, part, commands), tally)
 }
 
@@ -173,4 +182,51 @@ fn each_worker_recovers_by_itself() {
     assert_eq!((split.in_flight(), split.totals(VM1).dropped()), (60, 0));
     split.run_backs();
     assert_eq!((split.in_flight(), split.totals(VM1).sent, split.lab.collect().out.len()), (0, 60, 60));
+}
+
+#[test]
+fn a_back_knows_whether_more_has_entered_behind_its_last_packet() {
+    let mut split = Split::new();
+    for flow in 0..40 {
+        split.put(flow);
+    }
+    split.front.round();
+    let behind = |split: &mut Split| {
+        let mut behind = split.backs.each_mut().map(|back| back.round().upstream);
+        behind.sort_unstable();
+        behind
+    };
+    assert_eq!(behind(&mut split), [0, 0], "those were the last");
+    // A flow takes one way: the other back sees that more has entered, and cannot know that it went elsewhere.
+    for _ in 0..3 {
+        split.lab.put(VM1, &udp4("10.8.0.1", 9));
+    }
+    split.front.round();
+    assert_eq!(behind(&mut split), [0, 3]);
+    split.run_backs();
+    assert_eq!(split.in_flight(), 0);
+}
+
+#[test]
+fn workers_sleep_only_where_nothing_waits() {
+    let mut split = Split::new();
+    let has_work = |task: &mut PacketTask| {
+        let mut watch = Watch::new();
+        task.arm(&mut watch);
+        task.disarm();
+        watch.has_work()
+    };
+    assert!(!split.backs.iter_mut().any(has_work));
+    split.put(1);
+    split.front.round();
+    assert_eq!(split.backs.iter_mut().filter_map(|back| has_work(back).then_some(())).count(), 1);
+    split.run_backs();
+    assert!(!split.backs.iter_mut().any(has_work));
+    let mut watch = Watch::new();
+    split.backs[0].arm(&mut watch);
+    assert_eq!((watch.least_unannounced(), watch.longest()), (None, None), "its rings tell of everything");
+    // Ring devices do not tell.
+    split.front.arm(&mut watch);
+    assert!(watch.least_unannounced().is_some_and(|capacity| capacity > 0));
+    split.front.disarm();
 }

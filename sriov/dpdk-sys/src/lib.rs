@@ -1,4 +1,4 @@
-//! Declarations of the C shim over libdpdk (`shim.c`), and of the part of `rte_mbuf` that Rust touches.
+//! Declarations of the C shim over libdpdk (`shim.c`, `memif_wake.c`), and of the part of `rte_mbuf` that Rust touches.
 //!
 //! Most of what Forebay needs from DPDK is `static inline` in headers full of packed and SIMD types, so a narrow,
 //! hand-written shim stands between: no bindgen, no libclang. What both languages must agree on is checked at
@@ -125,8 +125,26 @@ pub struct PortConfig {
     pub tx_descriptors: u16,
     /// MTU, bytes.
     pub mtu: u16,
+    /// Whether receive queues are to tell by descriptors that they hold packets.
+    pub rx_interrupts: u16,
+    /// Nothing.
+    pub fill: [u8; 6],
 }
-const _: () = assert!(size_of::<PortConfig>() == 32);
+const _: () = assert!(size_of::<PortConfig>() == 40);
+
+/// A receive queue of a memif device, as the driver keeps it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct MemifQueue {
+    device: *mut c_void,
+    queue: *mut c_void,
+}
+
+impl Default for MemifQueue {
+    fn default() -> Self {
+        Self { device: std::ptr::null_mut(), queue: std::ptr::null_mut() }
+    }
+}
 
 /// A port's own counters.
 #[repr(C)]
@@ -151,7 +169,7 @@ pub struct PortStats {
 }
 const _: () = assert!(size_of::<PortStats>() == 64);
 
-#[allow(missing_docs)] // Each is its namesake in shim.c, described there.
+#[allow(missing_docs)] // Each is its namesake in shim.c or memif_wake.c, described there.
 unsafe extern "C" {
     pub fn fb_eal_init(argc: c_int, argv: *mut *mut c_char) -> c_int;
     pub fn fb_eal_cleanup() -> c_int;
@@ -181,6 +199,11 @@ unsafe extern "C" {
 
     pub fn fb_rx_burst(port: u16, queue: u16, packets: *mut *mut RteMbuf, count: u16) -> u16;
     pub fn fb_tx_burst(port: u16, queue: u16, packets: *mut *mut RteMbuf, count: u16) -> u16;
+
+    pub fn fb_rx_descriptor(port: u16, queue: u16) -> c_int;
+    pub fn fb_memif_find(port: u16, queue: u16, pool: *const RteMempool, out: *mut MemifQueue) -> c_int;
+    pub fn fb_memif_arm(queue: *const MemifQueue) -> c_int;
+    pub fn fb_memif_disarm(queue: *const MemifQueue);
 
     pub fn fb_port_limit() -> u16;
     pub fn fb_tap_queue_limit() -> u16;

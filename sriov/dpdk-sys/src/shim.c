@@ -1,4 +1,4 @@
-/* The whole of Forebay's C: burst-level functions over DPDK's static inlines, and the calls whose structures are
+/* Forebay's C, but for memif_wake.c: burst-level functions over DPDK's static inlines, and the calls whose structures are
  * too wide to declare in Rust. Nothing here keeps state; every function is a few lines over one DPDK concept.
  * Results below zero are negated errno values. */
 
@@ -43,8 +43,10 @@ struct fb_port_config {
 	uint16_t rx_descriptors;
 	uint16_t tx_descriptors;
 	uint16_t mtu;
+	uint16_t rx_interrupts;
+	uint8_t fill[6];
 };
-_Static_assert(sizeof(struct fb_port_config) == 32, "fb_port_config and its Rust declaration differ");
+_Static_assert(sizeof(struct fb_port_config) == 40, "fb_port_config and its Rust declaration differ");
 
 struct fb_port_stats {
 	uint64_t rx_packets;
@@ -189,6 +191,7 @@ int fb_port_configure(uint16_t port, const struct fb_port_config *config, struct
 	conf.rxmode.mtu = config->mtu;
 	conf.rxmode.offloads = config->rx_offloads;
 	conf.txmode.offloads = config->tx_offloads;
+	conf.intr_conf.rxq = config->rx_interrupts != 0;
 	if (config->rss_flow_types != 0) {
 		conf.rxmode.mq_mode = RTE_ETH_MQ_RX_RSS;
 		conf.rx_adv_conf.rss_conf.rss_hf = config->rss_flow_types;
@@ -212,6 +215,9 @@ int fb_port_configure(uint16_t port, const struct fb_port_config *config, struct
 	}
 	return 0;
 }
+
+/* The descriptor that is readable while a receive queue holds packets, or below zero. */
+int fb_rx_descriptor(uint16_t port, uint16_t queue) { return rte_eth_dev_rx_intr_ctl_q_get_fd(port, queue); }
 
 int fb_port_start(uint16_t port) { return rte_eth_dev_start(port); }
 int fb_port_stop(uint16_t port) { return rte_eth_dev_stop(port); }

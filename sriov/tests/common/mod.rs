@@ -95,6 +95,13 @@ pub fn receive(rx: &mut RxQueue, enough: usize) -> Vec<Vec<u8>> {
     frames
 }
 
+/// Whether a descriptor is readable now.
+pub fn is_readable(descriptor: i32) -> bool {
+    let mut polled = libc::pollfd { fd: descriptor, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry is read and written; it does not wait.
+    (unsafe { libc::poll(&raw mut polled, 1, 0) }) == 1
+}
+
 /// Whether it becomes true before patience ends.
 pub fn wait_until(mut is_so: impl FnMut() -> bool) -> bool {
     let begin = Instant::now();

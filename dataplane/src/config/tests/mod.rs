@@ -240,6 +240,14 @@ fn values_of_tables_are_checked() {
             "line 2: workers: idle = \"busy_poll\": unknown value (did you mean busy-poll?)",
         ),
         (
+            "[workers]\nidle = 'sleep:ten'",
+            "line 2: workers: idle = \"sleep:ten\": not a time (write sleep: and a number of microseconds, such as sleep:100)",
+        ),
+        (
+            "[workers]\nidle = 'sleep:0'",
+            "line 2: workers: idle = \"sleep:0\": too small (write 1 to 10000 µs)",
+        ),
+        (
             "[workers]\nmax_added_latency_us = 0",
             "line 2: workers: max_added_latency_us = 0: too small (write 1 to 10000 µs)",
         ),

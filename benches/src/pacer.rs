@@ -1,0 +1,163 @@
+//! The process that sends packets at a rate and measures how long they take: how it is started, and what it says.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use forebay_pipeline::cores;
+use serde_json::{Value, json};
+
+use crate::child::{OwnChild, Waited};
+use crate::error::BenchError;
+use crate::feed;
+use crate::scenario::Scenario;
+
+/// The command of this program that does it.
+pub const PACER_COMMAND: &str = "bench-pacer";
+/// What it says when both devices have another end.
+pub const PACER_SENDING: &str = "forebay: pacing";
+/// What it says before its figures.
+pub const PACER_MEASURED: &str = "forebay: paced ";
+/// How long it may take to start, and to tell its figures.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the process measured.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PacerFigures {
+    /// Packets that the device took.
+    pub sent: u64,
+    /// Packets that came back.
+    pub received: u64,
+    /// Packets that the device did not take.
+    pub refused: u64,
+    /// How long.
+    pub elapsed_ns: u64,
+    /// Nanoseconds from sending to receiving of the first packet of each burst, as a histogram's buckets.
+    pub first_ns: Vec<u64>,
+    /// The same of the other packets.
+    pub rest_ns: Vec<u64>,
+}
+
+impl PacerFigures {
+    /// As the process writes them.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "sent": self.sent,
+            "received": self.received,
+            "refused": self.refused,
+            "elapsed_ns": self.elapsed_ns,
+            "first_ns": self.first_ns,
+            "rest_ns": self.rest_ns,
+        })
+    }
+
+    fn from_json(value: &Value) -> Option<Self> {
+        let number = |key: &str| value.get(key)?.as_u64();
+        let buckets =
+            |key: &str| value.get(key)?.as_array()?.iter().map(Value::as_u64).collect::<Option<Vec<_>>>();
+        Some(Self {
+            sent: number("sent")?,
+            received: number("received")?,
+            refused: number("refused")?,
+            elapsed_ns: number("elapsed_ns")?,
+            first_ns: buckets("first_ns")?,
+            rest_ns: buckets("rest_ns")?,
+        })
+    }
+
+    fn find(said: &str) -> Option<Self> {
+        let line = said.lines().find_map(|line| line.strip_prefix(PACER_MEASURED))?;
+        Self::from_json(&serde_json::from_str(line).ok()?)
+    }
+}
+
+/// How packets are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pace {
+    /// Packets a second, 0 for none; no limit where there is none.
+    pub packets_per_second: Option<u32>,
+    /// Packets sent at once.
+    pub burst: u32,
+}
+
+/// The running process.
+#[derive(Debug)]
+pub(crate) struct Pacer {
+    child: OwnChild,
+}
+
+impl Pacer {
+    /// Starts it against a daemon in the folder `own`, on a core that no worker has. It ends when its input does, so that it
+    /// never outlives this program.
+    pub(crate) async fn start(
+        scenario: &Scenario,
+        pace: Pace,
+        packets: &Path,
+        own: &Path,
+        worker_cores: &[usize],
+    ) -> Result<Self, BenchError> {
+        let available = cores::available();
+        let Some(core) = available.iter().find(|core| !worker_cores.contains(core)) else {
+            return Err(BenchError::FewCores { wanted: worker_cores.len() + 1, available: available.len() });
+        };
+        let program = std::env::current_exe();
+        let program =
+            program.map_err(|source| BenchError::System { what: "find this program's file", source })?;
+        let device = |path: std::path::PathBuf| {
+            format!("memif:{},role=client,bsize={}", path.display(), scenario.buffer_bytes())
+        };
+        let mut command = Command::new(program);
+        command.arg(PACER_COMMAND).arg("--device").arg(device(feed::socket(own, 0)));
+        command.arg("--back").arg(device(feed::back_socket(own, 0)));
+        command.arg("--packets").arg(Scenario::file(packets, 0)).arg("--core").arg(core.to_string());
+        command.arg("--pps").arg(pace.packets_per_second.unwrap_or(0).to_string());
+        command.arg("--burst").arg(pace.burst.to_string());
+        if pace.packets_per_second.is_none() {
+            command.arg("--saturate");
+        }
+        let mut child = OwnChild::start(&mut command, &own.join("pacer.log"), true)?;
+        match child.wait_for(Some(PACER_SENDING), PATIENCE).await? {
+            Waited::Said => Ok(Self { child }),
+            Waited::Ended(status) => {
+                Err(BenchError::Generator { what: format!("it ended ({status})"), tail: child.tail() })
+            }
+            Waited::Neither => {
+                let what = format!("it sent nothing within {} s", PATIENCE.as_secs());
+                Err(BenchError::Generator { what, tail: child.tail() })
+            }
+        }
+    }
+
+    /// Ends it, and gives what it measured.
+    pub(crate) async fn end(mut self) -> Result<PacerFigures, BenchError> {
+        drop(self.child.take_stdin());
+        // Its figures stand in its log before it ends.
+        self.child.wait_for(None, PATIENCE).await?;
+        PacerFigures::find(&self.child.said()).ok_or_else(|| BenchError::Generator {
+            what: "it told no figures".to_owned(),
+            tail: self.child.tail(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_found_in_what_was_said() {
+        let figures = PacerFigures {
+            sent: 7,
+            received: 6,
+            refused: 1,
+            elapsed_ns: 10,
+            first_ns: vec![0, 3],
+            rest_ns: vec![3],
+        };
+        let said = format!("EAL: words\n{PACER_SENDING}\n{PACER_MEASURED}{}\n", figures.to_json());
+        assert_eq!(PacerFigures::find(&said), Some(figures));
+        assert_eq!(PacerFigures::find("forebay: pacing"), None);
+        assert_eq!(PacerFigures::find(&format!("{PACER_MEASURED}{{}}")), None);
+    }
+}
