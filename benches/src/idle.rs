@@ -70,6 +70,8 @@ pub(crate) struct IdleArgs {
 struct IdlePlan {
     scenario: Scenario,
     policies: Vec<String>,
+    /// Those that the user named.
+    asked: Vec<String>,
     pace: Pace,
     max_added_latency_us: u32,
     core: usize,
@@ -83,14 +85,16 @@ impl IdleArgs {
     fn plan(&self) -> Result<IdlePlan, BenchError> {
         let cores = worker_cores(self.core.as_deref())?;
         let [core] = cores.as_slice() else { return Err(BenchError::CompareCores { count: cores.len() }) };
-        let mut policies = vec![BUSY_POLL.to_owned()];
+        let (mut policies, mut asked) = (vec![BUSY_POLL.to_owned()], Vec::new());
         for policy in self.policy.split(',') {
             let is_sleep = policy.strip_prefix("sleep:").is_some_and(|us| us.parse::<u16>().is_ok());
             if !is_sleep && ![BUSY_POLL, "last-packet", "interrupt"].contains(&policy) {
                 return Err(BenchError::Policy { policy: policy.to_owned() });
             }
-            if !policies.iter().any(|other| other == policy) {
-                policies.push(policy.to_owned());
+            for names in [&mut policies, &mut asked] {
+                if !names.iter().any(|other| other == policy) {
+                    names.push(policy.to_owned());
+                }
             }
         }
         let pace = match self.saturate {
@@ -100,6 +104,7 @@ impl IdleArgs {
         Ok(IdlePlan {
             scenario: Scenario { feed: Feed::Paced, ..usual_scenario(1, 1, 1) },
             policies,
+            asked,
             pace,
             max_added_latency_us: self.max_added_latency_us,
             core: *core,
@@ -214,7 +219,7 @@ impl Row<'_> {
         Spread::of(self.runs.iter().map(IdleRun::packets_per_second))
     }
 
-    fn to_json(&self) -> Value {
+    fn to_map(&self) -> Map<String, Value> {
         let mut object = Map::new();
         object.insert("policy".to_owned(), self.policy.into());
         match self.cpu_percent() {
@@ -232,7 +237,7 @@ impl Row<'_> {
         }
         self.added_p99().put(&mut object, "added_p99_ns", 0);
         self.lost().put(&mut object, "lost_packets", 0);
-        Value::Object(object)
+        object
     }
 }
 
@@ -247,9 +252,10 @@ impl IdleReport<'_> {
         })
     }
 
+    /// Where only one policy was asked for, its figures stand at the top, too.
     fn to_json(&self) -> Value {
         let plan = self.plan;
-        json!({
+        let mut json = json!({
             "benchmark": "idle",
             "packets_per_second_wanted": plan.pace.packets_per_second,
             "burst": plan.pace.burst,
@@ -257,9 +263,14 @@ impl IdleReport<'_> {
             "core": plan.core,
             "seconds": rounded(plan.duration.as_secs_f64(), 2),
             "runs": plan.runs,
-            "policies": self.rows().map(|row| row.to_json()).collect::<Vec<_>>(),
+            "policies": self.rows().map(|row| Value::Object(row.to_map())).collect::<Vec<_>>(),
             "machine": self.machine.to_json(),
-        })
+        });
+        let asked = self.rows().filter(|row| plan.asked.iter().any(|policy| policy == row.policy));
+        if let ([_], Some(object)) = (plan.asked.as_slice(), json.as_object_mut()) {
+            asked.for_each(|row| object.extend(row.to_map()));
+        }
+        json
     }
 
     fn to_text(&self) -> String {
@@ -352,6 +363,11 @@ mod tests {
         assert_eq!((&busy["policy"], &interrupt["policy"]), (&json!("busy-poll"), &json!("interrupt")));
         assert_eq!((&busy["cpu_percent"], &interrupt["cpu_percent"]), (&json!(100.0), &json!(1.5)));
         assert_eq!((&interrupt["added_p99_ns"], &interrupt["added_p99_ns_max"]), (&json!(4), &json!(5)));
+        assert_eq!(
+            (&json["policy"], &json["cpu_percent"]),
+            (&json!("interrupt"), &json!(1.5)),
+            "asked for alone"
+        );
         assert_eq!(
             (&interrupt["latency_ns"]["p99_min"], &interrupt["lost_packets_max"]),
             (&json!(5), &json!(3))
