@@ -111,11 +111,22 @@ pub(crate) fn check(plan: &PathPlan) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Starts the process that sends a file's packets to a daemon, on a core that no worker has. It ends when its input does,
-/// so that it never outlives this program.
+/// Starts the process that sends a file's packets to a daemon.
 pub(crate) async fn generator(
     scenario: &Scenario,
     packets: &Path,
+    own: &Path,
+    worker_cores: &[usize],
+) -> Result<OwnChild, BenchError> {
+    sender((GENERATOR_COMMAND, GENERATOR_SENDING), &[], (scenario, packets), own, worker_cores).await
+}
+
+/// Starts the command of this program that sends a file's packets to a daemon in the folder `own`, and waits until it `says`
+/// that it does. It has a core that no worker has, and ends when its input does, so that it never outlives this program.
+pub(crate) async fn sender(
+    (command, says): (&str, &str),
+    more: &[String],
+    (scenario, packets): (&Scenario, &Path),
     own: &Path,
     worker_cores: &[usize],
 ) -> Result<OwnChild, BenchError> {
@@ -126,13 +137,12 @@ pub(crate) async fn generator(
     let program = std::env::current_exe();
     let program =
         program.map_err(|source| BenchError::System { what: "find this program's file", source })?;
-    let mut command = Command::new(program);
-    command.arg(GENERATOR_COMMAND).arg("--device");
-    // A frame is handed over in one piece.
-    command.arg(format!("memif:{},role=client,bsize={}", socket(own, 0).display(), scenario.buffer_bytes()));
-    command.arg("--packets").arg(Scenario::file(packets, 0)).arg("--core").arg(core.to_string());
-    let mut child = OwnChild::start(&mut command, &own.join("generator.log"), true)?;
-    match child.wait_for(Some(GENERATOR_SENDING), START_PATIENCE).await? {
+    let log = own.join(format!("{command}.log"));
+    let mut words = Command::new(program);
+    words.arg(command).arg("--device").arg(client(&socket(own, 0), scenario));
+    words.arg("--packets").arg(Scenario::file(packets, 0)).arg("--core").arg(core.to_string()).args(more);
+    let mut child = OwnChild::start(&mut words, &log, true)?;
+    match child.wait_for(Some(says), START_PATIENCE).await? {
         Waited::Said => Ok(child),
         Waited::Ended(status) => {
             Err(BenchError::Generator { what: format!("it ended ({status})"), tail: child.tail() })
@@ -142,4 +152,9 @@ pub(crate) async fn generator(
             Err(BenchError::Generator { what, tail: child.tail() })
         }
     }
+}
+
+/// The other end of a daemon's memif socket. A frame is handed over in one piece.
+pub(crate) fn client(socket: &Path, scenario: &Scenario) -> String {
+    format!("memif:{},role=client,bsize={}", socket.display(), scenario.buffer_bytes())
 }

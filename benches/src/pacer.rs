@@ -1,13 +1,11 @@
 //! The process that sends packets at a rate and measures how long they take: how it is started, and what it says.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use forebay_pipeline::cores;
 use serde_json::{Value, json};
 
-use crate::child::{OwnChild, Waited};
+use crate::child::OwnChild;
 use crate::error::BenchError;
 use crate::feed;
 use crate::scenario::Scenario;
@@ -18,7 +16,7 @@ pub const PACER_COMMAND: &str = "bench-pacer";
 pub const PACER_SENDING: &str = "forebay: pacing";
 /// What it says before its figures.
 pub const PACER_MEASURED: &str = "forebay: paced ";
-/// How long it may take to start, and to tell its figures.
+/// How long it may take to tell its figures.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the process measured.
@@ -88,8 +86,7 @@ pub(crate) struct Pacer {
 }
 
 impl Pacer {
-    /// Starts it against a daemon in the folder `own`, on a core that no worker has. It ends when its input does, so that it
-    /// never outlives this program.
+    /// Starts it against a daemon in the folder `own`, as [`feed::sender`] does.
     pub(crate) async fn start(
         scenario: &Scenario,
         pace: Pace,
@@ -97,36 +94,16 @@ impl Pacer {
         own: &Path,
         worker_cores: &[usize],
     ) -> Result<Self, BenchError> {
-        let available = cores::available();
-        let Some(core) = available.iter().find(|core| !worker_cores.contains(core)) else {
-            return Err(BenchError::FewCores { wanted: worker_cores.len() + 1, available: available.len() });
-        };
-        let program = std::env::current_exe();
-        let program =
-            program.map_err(|source| BenchError::System { what: "find this program's file", source })?;
-        let device = |path: std::path::PathBuf| {
-            format!("memif:{},role=client,bsize={}", path.display(), scenario.buffer_bytes())
-        };
-        let mut command = Command::new(program);
-        command.arg(PACER_COMMAND).arg("--device").arg(device(feed::socket(own, 0)));
-        command.arg("--back").arg(device(feed::back_socket(own, 0)));
-        command.arg("--packets").arg(Scenario::file(packets, 0)).arg("--core").arg(core.to_string());
-        command.arg("--pps").arg(pace.packets_per_second.unwrap_or(0).to_string());
-        command.arg("--burst").arg(pace.burst.to_string());
+        let back = feed::client(&feed::back_socket(own, 0), scenario);
+        let pps = pace.packets_per_second.unwrap_or(0).to_string();
+        let mut more: Vec<String> = vec!["--back".into(), back, "--pps".into(), pps];
+        more.extend(["--burst".into(), pace.burst.to_string()]);
         if pace.packets_per_second.is_none() {
-            command.arg("--saturate");
+            more.push("--saturate".into());
         }
-        let mut child = OwnChild::start(&mut command, &own.join("pacer.log"), true)?;
-        match child.wait_for(Some(PACER_SENDING), PATIENCE).await? {
-            Waited::Said => Ok(Self { child }),
-            Waited::Ended(status) => {
-                Err(BenchError::Generator { what: format!("it ended ({status})"), tail: child.tail() })
-            }
-            Waited::Neither => {
-                let what = format!("it sent nothing within {} s", PATIENCE.as_secs());
-                Err(BenchError::Generator { what, tail: child.tail() })
-            }
-        }
+        let words = (PACER_COMMAND, PACER_SENDING);
+        let child = feed::sender(words, &more, (scenario, packets), own, worker_cores).await?;
+        Ok(Self { child })
     }
 
     /// Ends it, and gives what it measured.
