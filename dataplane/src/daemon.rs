@@ -56,7 +56,7 @@ pub fn run(path: &Path) -> ExitCode {
         Ok(config) => config,
         Err(problems) => return report(&problems, false),
     };
-    forebay_pipeline::cores::leave_to_workers(&config.workers.cores);
+    forebay_pipeline::cores::leave_to_workers(&config.worker_cores());
     let filter = tracing_subscriber::EnvFilter::try_from_env("FOREBAY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -82,8 +82,8 @@ pub fn check(path: &Path, json: bool) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(config) => {
-            let (ports, cores) = (config.ports.len(), config.workers.cores.len());
-            println!("{}: good ({ports} ports, {cores} workers)", path.display());
+            let (ports, workers) = (config.ports.len(), config.worker_cores().len());
+            println!("{}: good ({ports} ports, {workers} workers)", path.display());
             ExitCode::SUCCESS
         }
         Err(problems) => report(&problems, json),

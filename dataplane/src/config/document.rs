@@ -5,6 +5,7 @@ use toml::de::DeTable;
 use super::cores::{Machine, list};
 use super::model::{Config, Control, Dpdk, Host, Hugepages, Idle, Layout, Port, Workers};
 use super::object::{Fault, Field, Object};
+use super::pipelines;
 use super::port::{COMMON_KEYS, Draft, PortFields, UPLINK_KEYS, VF_KEYS, draft};
 use super::problem::{Problem, Problems};
 use super::reader::{Table, Text};
@@ -63,7 +64,8 @@ pub(super) fn read(text: &str, machine: &Machine) -> Result<Config, Problems> {
     }
     match (host, control, dpdk, ports, workers) {
         (Some(host), Some(control), Some(dpdk), Some(ports), Some(workers)) if problems.is_empty() => {
-            Ok(Config { host, control, dpdk, ports, workers })
+            let pipelines = vec![pipelines::main(&workers)];
+            Ok(Config { host, control, dpdk, ports, workers, pipelines })
         }
         _ => Err(Problems::new(problems)),
     }

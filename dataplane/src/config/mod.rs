@@ -10,6 +10,7 @@ mod document;
 mod model;
 mod neighbors;
 mod object;
+mod pipelines;
 mod port;
 mod problem;
 mod reader;
@@ -27,8 +28,8 @@ use std::path::Path;
 use cores::Machine;
 
 pub use model::{
-    Config, Control, Device, Dpdk, Host, Hugepages, Idle, Ipv4Interface, Ipv6Interface, Layout, Port,
-    PortKind, Traps, Uplink, Vf, Workers,
+    Config, Control, Device, Dpdk, Host, Hugepages, Idle, Ipv4Interface, Ipv6Interface, Layout,
+    MAIN_PIPELINE, PathStage, Pipeline, Port, PortKind, StageGroup, Traps, Uplink, Vf, WhenFull, Workers,
 };
 pub use problem::{Problem, Problems};
 pub use spec::{port_beside, port_from_spec, port_to_spec};

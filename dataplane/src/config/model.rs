@@ -21,6 +21,18 @@ pub struct Config {
     pub ports: Vec<Port>,
     /// `[workers]`
     pub workers: Workers,
+    /// `[[pipeline]]`, in the order of the file; one that is called [`MAIN_PIPELINE`] where the file has none. Never
+    /// empty; no core belongs to two of them, or to two stages of one.
+    pub pipelines: Vec<Pipeline>,
+}
+
+impl Config {
+    /// The cores of all workers, of which each has one: ascending, without duplicates, at least one.
+    pub fn worker_cores(&self) -> Vec<usize> {
+        let mut cores: Vec<usize> = self.pipelines.iter().flat_map(Pipeline::cores).collect();
+        cores.sort_unstable();
+        cores
+    }
 }
 
 /// Who this host is, and where it keeps its state.
@@ -202,6 +214,73 @@ pub struct Workers {
     pub flow_cache_entries: u32,
 }
 
+/// The pipeline of a file that declares none.
+pub const MAIN_PIPELINE: &str = "main";
+
+/// Workers that packets of some ports pass through, with cores, and packet memory, of their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pipeline {
+    /// Unique on the host.
+    pub name: String,
+    /// 0 to 1000. A higher one gets cores that a lower one can spare.
+    pub priority: u32,
+    /// The ports whose packets it receives, each with a device of its own and in no other pipeline; never an empty
+    /// list. `None`: all that no other pipeline names; at most one pipeline is that.
+    pub ports: Option<Vec<String>>,
+    /// Cores that it keeps whatever others need: 1 to as many as it has. (Each group keeps one in any case.)
+    pub min_cores: usize,
+    /// Packet memory in MiB that only its ports use, out of [`Dpdk::memory_mib`]; `None`: it shares the rest with the
+    /// other pipelines that have none.
+    pub memory_mib: Option<u32>,
+    /// Every stage of the path once, in the order of the path; never empty.
+    pub groups: Vec<StageGroup>,
+}
+
+impl Pipeline {
+    /// Its cores, group by group.
+    pub fn cores(&self) -> impl Iterator<Item = usize> {
+        self.groups.iter().flat_map(|group| group.cores.iter().copied())
+    }
+}
+
+/// Stages that share a core; on more than one core, each has all of them and a part of the flows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageGroup {
+    /// Stages that follow each other on the path; at least one.
+    pub stages: Vec<PathStage>,
+    /// Cores to pin workers to: ascending, without duplicates, online, at least one.
+    pub cores: Vec<usize>,
+    /// What the group before does when a ring into this one is full. Without a meaning in the first.
+    pub when_full: WhenFull,
+    /// Packets that each ring into this group holds: a power of two. Without a meaning in the first.
+    pub ring_packets: usize,
+}
+
+/// A part of the packet path that can have cores of its own, in the order of the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PathStage {
+    /// Takes packets from devices, and checks and traps them.
+    Receive,
+    /// Finds what shall become of each.
+    Classify,
+    /// Makes it of them, and sends them.
+    Transform,
+}
+
+impl PathStage {
+    /// The whole path.
+    pub const PATH: [PathStage; 3] = [PathStage::Receive, PathStage::Classify, PathStage::Transform];
+}
+
+/// What becomes of packets for which there is no room in the ring to the next stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// They are dropped, and counted.
+    Drop,
+    /// Who has them holds them, and receives no others until there is room.
+    Wait,
+}
+
 /// Which stages share a core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
@@ -247,6 +326,18 @@ impl Named for Layout {
     const NAMES: &'static [(&'static str, Self)] = &[("fused", Layout::Fused), ("split", Layout::Split)];
 }
 
+impl Named for PathStage {
+    const NAMES: &'static [(&'static str, Self)] = &[
+        ("receive", PathStage::Receive),
+        ("classify", PathStage::Classify),
+        ("transform", PathStage::Transform),
+    ];
+}
+
+impl Named for WhenFull {
+    const NAMES: &'static [(&'static str, Self)] = &[("drop", WhenFull::Drop), ("wait", WhenFull::Wait)];
+}
+
 impl Named for Idle {
     const NAMES: &'static [(&'static str, Self)] =
         &[("busy-poll", Idle::BusyPoll), ("last-packet", Idle::LastPacket), ("interrupt", Idle::Interrupt)];
@@ -263,7 +354,7 @@ macro_rules! display_name {
     )*};
 }
 
-display_name!(Hugepages, Layout);
+display_name!(Hugepages, Layout, PathStage, WhenFull);
 
 /// As in the config file.
 impl fmt::Display for Idle {
@@ -286,6 +377,8 @@ mod tests {
             ["auto", "required", "off"]
         );
         assert_eq!([Layout::Fused, Layout::Split].map(|l| l.to_string()), ["fused", "split"]);
+        assert_eq!(PathStage::PATH.map(|stage| stage.to_string()), ["receive", "classify", "transform"]);
+        assert_eq!([WhenFull::Drop, WhenFull::Wait].map(|w| w.to_string()), ["drop", "wait"]);
         assert_eq!(
             [Idle::BusyPoll, Idle::LastPacket, Idle::Interrupt].map(Named::name),
             ["busy-poll", "last-packet", "interrupt"]

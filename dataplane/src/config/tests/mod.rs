@@ -120,6 +120,17 @@ fn an_empty_file_is_all_defaults() {
     assert_eq!((config.workers.layout, config.workers.idle), (Layout::Fused, Idle::LastPacket));
     assert_eq!(config.workers.max_added_latency_us, 50);
     assert_eq!(config.workers.flow_cache_entries, 262_144);
+    let [main] = &config.pipelines[..] else { panic!("{:?}", config.pipelines) };
+    assert_eq!((main.name.as_str(), main.priority, main.min_cores), ("main", 0, 1));
+    assert_eq!((&main.ports, main.memory_mib), (&None, None));
+    let group = StageGroup {
+        stages: PathStage::PATH.to_vec(),
+        cores: vec![1, 2, 3],
+        when_full: WhenFull::Drop,
+        ring_packets: 1024,
+    };
+    assert_eq!(main.groups, [group]);
+    assert_eq!(config.worker_cores(), [1, 2, 3]);
 }
 
 /// Every example of the documentation is a file that this module takes.
@@ -276,6 +287,9 @@ fn values_of_tables_are_checked() {
 #[test]
 fn split_fits_the_machine() {
     let config = read("[workers]\nlayout = 'split'").unwrap();
+    let [front, back] = &config.pipelines[0].groups[..] else { panic!("{:?}", config.pipelines) };
+    assert_eq!((&front.stages[..], &front.cores[..]), (&PathStage::PATH[..2], &[1][..]));
+    assert_eq!((&back.stages[..], &back.cores[..]), (&PathStage::PATH[2..], &[2, 3][..]));
     assert_eq!((config.workers.layout, config.workers.cores), (Layout::Split, vec![1, 2, 3]));
     let one = Machine { cores: vec![0], host_name: "a".into() };
     assert_eq!(document::read("", &one).unwrap().workers.cores, [0]);
