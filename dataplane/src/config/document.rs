@@ -5,7 +5,8 @@ use toml::de::DeTable;
 use super::cores::{Machine, list};
 use super::model::{Config, Control, Dpdk, Host, Hugepages, Idle, Layout, Port, Workers};
 use super::object::{Fault, Field, Object};
-use super::pipelines;
+use super::pipeline;
+use super::pipelines::{self, Surroundings};
 use super::port::{COMMON_KEYS, Draft, PortFields, UPLINK_KEYS, VF_KEYS, draft};
 use super::problem::{Problem, Problems};
 use super::reader::{Table, Text};
@@ -38,33 +39,40 @@ const FLOW_CACHE_MAX: u32 = 1 << 24;
 /// 130 bytes each: 34 MiB for a worker whose tenants have that many flows at a time.
 const FLOW_CACHE_DEFAULT: u32 = 1 << 18;
 
-const PIPELINES: &str = "this version has the layouts fused and split only";
-const PIPELINES_REMEDY: &str = "write layout = \"fused\" or \"split\", without [[pipeline]] tables";
-
 /// Reads a document, for a machine.
 pub(super) fn read(text: &str, machine: &Machine) -> Result<Config, Problems> {
     let text_lines = Text::new(text);
     let (document, errors) = DeTable::parse_recoverable(text);
     let mut root = Table::new(&text_lines, Some(document.get_ref()), Object::new("", "", None));
-    root.allow(&["host", "control", "dpdk", "port", "workers"], &["pipeline"]);
-    if let Some(line) = root.key_line("pipeline") {
-        root.object.misplaced("pipeline", Some(line), Fault::new(PIPELINES, PIPELINES_REMEDY));
-    }
+    root.allow(&["host", "control", "dpdk", "port", "workers", "pipeline"]);
 
     let mut problems = Vec::new();
     let host = host(root.table("host"), machine, &mut problems);
     let control = control(root.table("control"), &mut problems);
     let dpdk = dpdk(root.table("dpdk"), &mut problems);
-    let ports = ports(&mut root, &text_lines, &mut problems);
-    let workers = workers(root.table("workers"), machine, &mut problems);
+    let mut ports = ports(&mut root);
+    let mut pipelines: Vec<pipeline::Draft> =
+        root.tables("pipeline", "pipeline").into_iter().map(|table| pipeline::read(table, machine)).collect();
+    let workers = workers(root.table("workers"), machine, !pipelines.is_empty(), &mut problems);
+    let beside = Surroundings {
+        machine,
+        workers: workers.as_ref(),
+        memory_mib: dpdk.map(|dpdk| dpdk.memory_mib),
+        memory_left_mib: MEMORY_MIN_MIB,
+    };
+    let settled = pipelines::settle(&mut pipelines, &mut ports, &beside);
+    ports.iter_mut().for_each(|draft| problems.append(&mut draft.object.problems));
+    pipelines.iter_mut().for_each(|draft| draft.report(&mut problems));
     problems.append(&mut root.object.problems);
 
     if !errors.is_empty() {
         return Err(Problems::new(beside_syntax_errors(&text_lines, &errors, problems)));
     }
-    match (host, control, dpdk, ports, workers) {
-        (Some(host), Some(control), Some(dpdk), Some(ports), Some(workers)) if problems.is_empty() => {
-            let pipelines = vec![pipelines::main(&workers)];
+    let ports: Option<Vec<Port>> = ports.into_iter().map(|draft| draft.port).collect();
+    match (host, control, dpdk, ports, workers, settled) {
+        (Some(host), Some(control), Some(dpdk), Some(ports), Some(workers), Some(pipelines))
+            if problems.is_empty() =>
+        {
             Ok(Config { host, control, dpdk, ports, workers, pipelines })
         }
         _ => Err(Problems::new(problems)),
@@ -88,7 +96,7 @@ fn beside_syntax_errors(text: &Text<'_>, errors: &[toml::de::Error], others: Vec
 }
 
 fn host(mut table: Table<'_>, machine: &Machine, problems: &mut Vec<Problem>) -> Option<Host> {
-    table.allow(&["name", "state"], &[]);
+    table.allow(&["name", "state"]);
     let (name, state) = (table.text("name"), table.text("state"));
     let object = &mut table.object;
     let name = if name.is_absent() {
@@ -107,7 +115,7 @@ fn host(mut table: Table<'_>, machine: &Machine, problems: &mut Vec<Problem>) ->
 }
 
 fn control(mut table: Table<'_>, problems: &mut Vec<Problem>) -> Option<Control> {
-    table.allow(&["socket", "metrics"], &[]);
+    table.allow(&["socket", "metrics"]);
     let (socket, metrics) = (table.text("socket"), table.text("metrics"));
     let object = &mut table.object;
     let socket =
@@ -118,7 +126,7 @@ fn control(mut table: Table<'_>, problems: &mut Vec<Problem>) -> Option<Control>
 }
 
 fn dpdk(mut table: Table<'_>, problems: &mut Vec<Problem>) -> Option<Dpdk> {
-    table.allow(&["hugepages", "memory_mib"], &[]);
+    table.allow(&["hugepages", "memory_mib"]);
     let (hugepages, memory) = (table.text("hugepages"), table.integer("memory_mib"));
     let object = &mut table.object;
     let hugepages = or_default(object.check(&hugepages, named), hugepages.is_absent(), HUGEPAGES_DEFAULT);
@@ -132,20 +140,13 @@ fn or_default<T>(checked: Option<T>, absent: bool, default: T) -> Option<T> {
     if absent { Some(default) } else { checked }
 }
 
-fn ports(root: &mut Table<'_>, text: &Text<'_>, problems: &mut Vec<Problem>) -> Option<Vec<Port>> {
-    let tables = root.tables("port");
-    let mut drafts: Vec<Draft> = tables
-        .into_iter()
-        .enumerate()
-        .map(|(i, (line, keys))| {
-            port(Table::new(text, Some(keys), Object::new(format!("port[{i}]"), "", Some(line))))
-        })
-        .collect();
+/// The ports, which are checked against each other, but not yet reported.
+fn ports(root: &mut Table<'_>) -> Vec<Draft> {
+    let mut drafts: Vec<Draft> = root.tables("port", "port").into_iter().map(port).collect();
     let mut siblings = Siblings::default();
     drafts.iter_mut().for_each(|draft| siblings.admit(draft));
     drafts.iter_mut().for_each(|draft| siblings.check_parent(draft));
-    drafts.iter_mut().for_each(|draft| problems.append(&mut draft.object.problems));
-    drafts.into_iter().map(|draft| draft.port).collect()
+    drafts
 }
 
 fn port(mut table: Table<'_>) -> Draft {
@@ -163,21 +164,19 @@ fn port(mut table: Table<'_>) -> Draft {
         gateway_mac: table.text("gateway_mac"),
         trap: table.texts("trap"),
     };
-    table.allow(&[&COMMON_KEYS[..], &VF_KEYS, &UPLINK_KEYS].concat(), &[]);
-    // Problems found so far have no title yet: the name was among the fields.
+    table.allow(&[&COMMON_KEYS[..], &VF_KEYS, &UPLINK_KEYS].concat());
     let mut object = table.object;
-    object.title = match fields.name.given() {
-        Some(name) => format!("port {:?}", name.value),
-        None => object.path.clone(),
-    };
-    for problem in &mut object.problems {
-        problem.object.clone_from(&object.title);
-    }
+    object.entitle("port", &fields.name);
     draft(fields, object)
 }
 
-fn workers(mut table: Table<'_>, machine: &Machine, problems: &mut Vec<Problem>) -> Option<Workers> {
-    table.allow(&["cores", "layout", "idle", "max_added_latency_us", "flow_cache_entries"], &[]);
+fn workers(
+    mut table: Table<'_>,
+    machine: &Machine,
+    has_pipelines: bool,
+    problems: &mut Vec<Problem>,
+) -> Option<Workers> {
+    table.allow(&["cores", "layout", "idle", "max_added_latency_us", "flow_cache_entries"]);
     let (cores_field, idle) = (table.text("cores"), table.text("idle"));
     let latency = table.integer("max_added_latency_us");
     let flows = table.integer("flow_cache_entries");
@@ -192,7 +191,11 @@ fn workers(mut table: Table<'_>, machine: &Machine, problems: &mut Vec<Problem>)
     let latency = or_default(checked, latency.is_absent(), ADDED_LATENCY_DEFAULT_US);
     let checked = object.check(&flows, |count| within(*count, FLOW_CACHE_MIN, FLOW_CACHE_MAX, " flows"));
     let flows = or_default(checked, flows.is_absent(), FLOW_CACHE_DEFAULT);
-    if let (Some(Layout::Split), Some([core]), Some(at)) = (layout, cores.as_deref(), layout_field.given()) {
+    if let (true, Some(at)) = (has_pipelines, layout_field.given()) {
+        object.conflict(at, "[[pipeline]] tables say which stages share a core", "remove it, or the tables");
+    } else if let (Some(Layout::Split), Some([core]), Some(at)) =
+        (layout, cores.as_deref(), layout_field.given())
+    {
         let remedy = if machine.cores.len() > 1 {
             format!("name two or more of {} in cores, or write \"fused\"", list(&machine.cores))
         } else {
@@ -210,7 +213,7 @@ fn workers(mut table: Table<'_>, machine: &Machine, problems: &mut Vec<Problem>)
     })
 }
 
-/// The layout's text; a list of pipelines has an answer of its own.
+/// The layout's text; who writes a layout of his own here is told where it belongs.
 fn layout_text(table: &mut Table<'_>) -> Field<String> {
     let is_list =
         table.get("layout").is_some_and(|value| value.get_ref().is_array() || value.get_ref().is_table());
@@ -218,6 +221,7 @@ fn layout_text(table: &mut Table<'_>) -> Field<String> {
         return table.text("layout");
     }
     let line = table.key_line("layout");
-    table.object.misplaced("layout", line, Fault::new(PIPELINES, PIPELINES_REMEDY));
+    let remedy = "write [[pipeline]] tables instead: each has its stages in [[pipeline.stage]] tables";
+    table.object.misplaced("layout", line, Fault::new("not the place for a layout of your own", remedy));
     Field::Bad
 }

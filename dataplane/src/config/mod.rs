@@ -10,6 +10,7 @@ mod document;
 mod model;
 mod neighbors;
 mod object;
+mod pipeline;
 mod pipelines;
 mod port;
 mod problem;

@@ -113,6 +113,24 @@ impl Object {
         Object { path: path.into(), title: title.into(), line, problems: Vec::new() }
     }
 
+    /// The object within this one that `key` names: `stage[1]` of `pipeline "gold"`.
+    pub fn inner(&self, key: &str, line: usize) -> Self {
+        let path = if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) };
+        let title = if self.title.is_empty() { key.to_string() } else { format!("{}: {key}", self.title) };
+        Object::new(path, title, Some(line))
+    }
+
+    /// Titles the object by what it is and its name, also in problems that were found before: the name is among its
+    /// fields.
+    pub fn entitle(&mut self, what: &str, name: &Field<String>) {
+        if let Some(name) = name.given() {
+            self.title = format!("{what} {:?}", name.value);
+        }
+        for problem in &mut self.problems {
+            problem.object.clone_from(&self.title);
+        }
+    }
+
     /// The value of a field that passes `check`; `None` where it is not given, or wrong and now reported.
     pub fn check<T: Shown, U>(
         &mut self,

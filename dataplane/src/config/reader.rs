@@ -46,11 +46,11 @@ impl<'a> Table<'a> {
         Table { text, keys, object }
     }
 
-    /// Reports every key that is not allowed here; those that are answered elsewhere are not for users to know.
-    pub fn allow(&mut self, allowed: &[&str], answered: &[&str]) {
+    /// Reports every key that is not allowed here.
+    pub fn allow(&mut self, allowed: &[&str]) {
         for key in self.keys.into_iter().flat_map(|keys| keys.keys()) {
             let name: &str = key.get_ref();
-            if !allowed.contains(&name) && !answered.contains(&name) {
+            if !allowed.contains(&name) {
                 let line = Some(self.text.line(key.span().start));
                 let fault = Fault::new("unknown key", instead_of(name, allowed));
                 self.object.misplaced(&shown_key(name), line, fault);
@@ -137,20 +137,23 @@ impl<'a> Table<'a> {
         Table::new(self.text, keys, Object::new(key, key, line))
     }
 
-    /// The tables `[[key]]` of this table, with their lines.
-    pub fn tables(&mut self, key: &str) -> Vec<(usize, &'a DeTable<'a>)> {
+    /// The tables `[[key]]` of this table, which stand under `header` in the file.
+    pub fn tables(&mut self, key: &str, header: &str) -> Vec<Table<'a>> {
         let Some(value) = self.get(key) else { return Vec::new() };
-        let header = format!("write [[{key}]] and its keys below it");
+        let header = format!("write [[{header}]] and its keys below it");
         let Some(items) = value.get_ref().as_array() else {
             let _: Field<()> = self.mistyped(value, key, value.get_ref(), "a list of tables", &header);
             return Vec::new();
         };
         let mut tables = Vec::new();
         for (i, item) in items.iter().enumerate() {
+            let key = format!("{key}[{i}]");
             match item.get_ref().as_table() {
-                Some(keys) => tables.push((self.text.line(item.span().start), keys)),
+                Some(keys) => {
+                    let object = self.object.inner(&key, self.text.line(item.span().start));
+                    tables.push(Table::new(self.text, Some(keys), object));
+                }
                 None => {
-                    let key = format!("{key}[{i}]");
                     let _: Field<()> = self.mistyped(item, &key, item.get_ref(), "a table", &header);
                 }
             }

@@ -27,6 +27,11 @@ pub(super) fn port_name(text: &str) -> Result<String, Fault> {
     name(text, NAME_MAX_BYTES, "a port name")
 }
 
+/// The name of a pipeline, which becomes a metric label as a port's does.
+pub(super) fn pipeline_name(text: &str) -> Result<String, Fault> {
+    name(text, NAME_MAX_BYTES, "a pipeline name")
+}
+
 /// The name of a host.
 pub(super) fn host_name(text: &str) -> Result<String, Fault> {
     name(text, HOST_NAME_MAX_BYTES, "a host name")

@@ -1,5 +1,6 @@
 //! Tests of whole files: lines, texts, and that everything wrong is said at once.
 
+mod pipelines;
 mod ports;
 mod robustness;
 
@@ -306,14 +307,6 @@ fn a_host_name_that_cannot_serve_is_asked_for() {
         "host: name: missing (the kernel's host name \"a b\" cannot serve: write a name)"
     );
     assert!(document::read("[host]\nname = 'a'", &machine).is_ok());
-}
-
-#[test]
-fn lists_of_pipelines_are_refused_clearly() {
-    let remedy = "this version has the layouts fused and split only \
-                  (write layout = \"fused\" or \"split\", without [[pipeline]] tables)";
-    assert_eq!(report("[host]\n\n[[pipeline]]\nname = 'a'"), [format!("line 3: pipeline: {remedy}")]);
-    assert_eq!(report("[workers]\nlayout = ['a']"), [format!("line 2: workers: layout: {remedy}")]);
 }
 
 #[test]

@@ -32,6 +32,14 @@ fn line() -> impl Strategy<Value = String> {
         "memory_mib",
         "port",
         "host",
+        "pipeline",
+        "stage",
+        "priority",
+        "ports",
+        "min_cores",
+        "run",
+        "when_full",
+        "ring_packets",
     ]);
     let value = prop_oneof![
         "'[-a-z0-9:/., ]{0,24}'",
@@ -41,10 +49,12 @@ fn line() -> impl Strategy<Value = String> {
         "-?[0-9]{1,25}",
         "\\[('[a-z0-9.:/]{0,16}', ?){0,4}\\]",
         "\\[('[0-9a-f.:]{2,12}=0[0-3](:[0-9a-f]{2}){5}', ?){0,4}\\]",
+        "\\[('(receive|classify|transform|a)', ?){0,4}\\]",
+        "'[0-3](-[0-3])?'|[0-9]{1,4}|'(drop|wait)'",
         "\\{.{0,10}\\}|true|0x[0-9a-f]{1,20}",
     ];
     prop_oneof![
-        1 => prop::sample::select(vec!["[host]", "[control]", "[dpdk]", "[[port]]", "[workers]", "[port]"]).prop_map(String::from),
+        1 => prop::sample::select(vec!["[host]", "[control]", "[dpdk]", "[[port]]", "[workers]", "[port]", "[[pipeline]]", "[[pipeline.stage]]"]).prop_map(String::from),
         5 => (key, value).prop_map(|(key, value)| format!("{key} = {value}")),
         1 => "\\PC{0,20}",
     ]
