@@ -1,4 +1,4 @@
-//! The staged-execution runtime: stages, rings, workers, published snapshots, the idle decision.
+//! The staged-execution runtime: stages, rings, workers, published snapshots, the idle decision, who gets which core.
 //!
 //! It knows no packet and no DPDK: items are of any type, so that blocks of a volume pass through it as packets do.
 //!
@@ -8,6 +8,7 @@
 //! * A [`Worker`] is a pinned thread that repeats the rounds of one [`Task`], survives its panics, and asks [`Idle`]
 //!   after every round whether to give the core back. Who brings a sleeping worker something rings its [`Bell`].
 //! * Tables reach workers as immutable snapshots through a [`Publisher`]; only the publisher's side frees them.
+//! * Cores go from one pipeline to another that needs them more as an [`Allocator`] decides.
 //! * Counters have one writer and any number of readers ([`Counter`]).
 //!
 //! Invariant: after a worker's start-up nothing here allocates, locks with waiting, or reads a clock other than the
@@ -38,6 +39,7 @@
 //! assert_eq!(chain.counters().stages().next().map(|(name, c)| (name, c.items.get())), Some(("drop-odd", 4)));
 //! ```
 
+pub mod allocate;
 pub mod batch;
 pub mod bell;
 pub mod cores;
@@ -54,6 +56,7 @@ mod sync;
 pub mod tsc;
 pub mod worker;
 
+pub use allocate::{AllocationPolicy, Allocator, Demand, Move, SAMPLE_INTERVAL};
 pub use batch::{BATCH, Batch, Items};
 pub use bell::{Bell, Watch};
 pub use cores::{CoreError, Seat};
