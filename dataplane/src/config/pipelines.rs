@@ -123,12 +123,7 @@ fn check_ports(drafts: &mut [Draft], ports: &mut [port::Draft]) {
             rest.get_or_insert(title);
             continue;
         }
-        let Some(named) = draft.ports.given() else {
-            is_clear = false;
-            continue;
-        };
-        let before = draft.object.problems.len();
-        for at in &named.value {
+        for at in draft.ports.given().into_iter().flat_map(|list| &list.value) {
             let port = &at.value;
             let (problem, remedy) = match (by_name.get(port.as_str()), receivers.get(port)) {
                 (None, _) => (
@@ -155,7 +150,7 @@ fn check_ports(drafts: &mut [Draft], ports: &mut [port::Draft]) {
             };
             draft.object.conflict(at, problem, remedy);
         }
-        is_clear &= draft.object.problems.len() == before;
+        is_clear &= !draft.object.problems.iter().any(|problem| problem.leaf.starts_with("ports"));
     }
     // A name that is wrong may have been meant for any port.
     if rest.is_none() && is_clear {

@@ -369,6 +369,9 @@ fn a_port_that_nobody_receives_from_is_reported() {
     assert_eq!(report(&pipelines("up")).len(), 1, "vm7 comes with vm1");
     assert_eq!(report(&pipelines("vm11")).len(), 1, "what was meant is not known");
     assert_eq!(report(&pipelines("up', 'vm1")), Vec::<String>::new());
+    for ports in ["[]", "[1, 'vm1']", "'vm1'"] {
+        assert_eq!(report(&pipelines("vm1").replace("['vm1']", ports)).len(), 1, "{ports}: nor here");
+    }
 }
 
 #[test]

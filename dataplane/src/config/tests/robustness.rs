@@ -80,6 +80,28 @@ proptest! {
     }
 
     #[test]
+    fn accepted_pipelines_share_no_core(
+        shared in "[0-3](,[0-3])?|0-3", named in prop::collection::vec(prop::option::of("[0-3]"), 1..5),
+    ) {
+        let mut text = format!("[workers]\ncores = '{shared}'\n");
+        for (i, cores) in named.iter().enumerate() {
+            let cores = cores.as_ref().map_or(String::new(), |core| format!("cores = '{core}'\n"));
+            let ports = if i == 0 { String::new() } else { format!("ports = ['p{i}']\n") };
+            let port = format!("[[port]]\nname = 'p{i}'\nkind = 'uplink'\ndevice = 'null:'\nipv4 = '192.0.2.1/24'\n");
+            text += &format!("{port}[[pipeline]]\nname = 'p{i}'\n{cores}{ports}");
+        }
+        if let Ok(config) = read(&text) {
+            let cores = config.worker_cores();
+            prop_assert!(cores.windows(2).all(|pair| pair[0] < pair[1]), "{:?}", cores);
+            prop_assert_eq!(config.pipelines.len(), named.len());
+            prop_assert!(config.pipelines.iter().all(|pipeline| pipeline.cores().next().is_some()));
+            let counts = config.pipelines.iter().zip(&named).filter(|(_, named)| named.is_none());
+            let counts: Vec<usize> = counts.map(|(pipeline, _)| pipeline.cores().count()).collect();
+            prop_assert!(counts.is_sorted_by(|a, b| a >= b) && counts.first() <= counts.last().map(|n| n + 1).as_ref());
+        }
+    }
+
+    #[test]
     fn an_accepted_port_survives_the_way_through_its_specification(
         ip in prop::collection::btree_set(any::<u32>(), 1..5), mtu in 576u16..=9600, traps in 0usize..16,
     ) {
