@@ -1,6 +1,7 @@
 //! `forebay run` and `forebay check`: from the config file to a host that passes traffic, and back down on a signal.
 
 use crate::config::{self, Config, Problems};
+use crate::control::allocator::AllocatorThread;
 use crate::control::committer::Committer;
 use crate::control::host::{Host, HostError};
 use crate::control::metrics;
@@ -114,6 +115,7 @@ fn serve(config: &Config) -> Result<(), DaemonError> {
         let (host, ends) = tokio::task::block_in_place(|| Host::start(config))?;
         let steward = Steward::start(host.clone(), ends).map_err(system("steward thread"))?;
         let committer = Committer::start(host.clone()).map_err(system("committer thread"))?;
+        let allocator = AllocatorThread::start(host.clone()).map_err(system("allocator thread"))?;
         let service = Service::new(host.clone(), committer, &config.workers, steward.trapped());
         if let Some(listener) = metrics {
             tokio::spawn(metrics::serve(listener, host.clone()));
@@ -139,6 +141,7 @@ fn serve(config: &Config) -> Result<(), DaemonError> {
             let _ = tokio::time::timeout(CALLS_TIMEOUT, server).await;
         }
         tokio::task::block_in_place(|| {
+            drop(allocator);
             drop(steward);
             host.stop();
         });
@@ -176,6 +179,7 @@ async fn serve_control(
         )
         .add_service(v1::stats_server::StatsServer::new(service.clone()))
         .add_service(v1::flows_server::FlowsServer::new(service.clone()))
+        .add_service(v1::workers_server::WorkersServer::new(service.clone()))
         .add_service(v1::traps_server::TrapsServer::new(service))
         .add_optional_service(newer)
         .add_optional_service(older);

@@ -55,6 +55,7 @@ scenarios! {
     two_hosts_v4
     two_hosts_v6
     vlan_ports
+    workers_move
 }
 
 #[test]

@@ -29,7 +29,8 @@ pub struct Demand {
     pub priority: u32,
     /// The cores that it has now.
     pub cores: usize,
-    /// The cores that it keeps in any case. It keeps one even where this is 0.
+    /// The cores that it keeps in any case. With 0, it can lend its last one to a pipeline that matters more, and gets it back when
+    /// that one is calm.
     pub min_cores: usize,
     /// The most cores that it could use.
     pub max_cores: usize,
@@ -52,7 +53,7 @@ impl Demand {
     }
 
     fn can_give(&self) -> bool {
-        self.is_sound() && self.cores > self.min_cores.max(1)
+        self.is_sound() && self.cores > self.min_cores
     }
 }
 

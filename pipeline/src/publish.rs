@@ -106,6 +106,11 @@ impl<T> Publisher<T> {
         self.shared.bells.lock().push(std::sync::Arc::clone(bell));
     }
 
+    /// From now on, publications do not wake the worker of this bell any more: it is gone.
+    pub fn not_waking(&self, bell: &std::sync::Arc<Bell>) {
+        self.shared.bells.lock().retain(|known| !std::sync::Arc::ptr_eq(known, bell));
+    }
+
     /// Wakes workers that sleep.
     fn ring(&self) {
         self.shared.bells.lock().iter().for_each(|bell| bell.ring());

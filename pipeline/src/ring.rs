@@ -4,10 +4,14 @@
 //! the rule for a full ring: what does not fit stays with the producer, in order, and is counted as refused. Whether it
 //! waits or drops is the producer's decision, never the ring's. Both ends cache the other's position, so a burst costs
 //! one transfer of a cache line rather than one per item.
+//! What a pop gave counts as done with when the next one is asked for: a consumer works on a batch before it looks for
+//! more, so a producer can find out when everything it passed on has been worked on ([`RingProducer::is_done_with`]),
+//! which is when somebody else may go on in its place without overtaking it.
 //! Invariant: items come out in the order in which they went in, each exactly once; items left when both ends are gone
 //! are dropped.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
@@ -22,6 +26,15 @@ struct ProducerSide {
     refused: Counter,
 }
 
+/// What the consumer's thread writes.
+#[derive(Debug, Default)]
+struct ConsumerSide {
+    popped: Counter,
+    /// Of these, how many the consumer has worked on. Its producer relies on it: what the consumer did with them happened
+    /// before.
+    done: AtomicU64,
+}
+
 /// The figures of one ring, readable by any thread for as long as it keeps the `Arc`.
 #[derive(Debug)]
 pub struct RingStatus {
@@ -30,7 +43,7 @@ pub struct RingStatus {
     /// Written by the producer's thread, read by any.
     producer: CachePadded<ProducerSide>,
     /// Written by the consumer's thread, read by any.
-    popped: CachePadded<Counter>,
+    consumer: CachePadded<ConsumerSide>,
 }
 
 impl RingStatus {
@@ -50,7 +63,7 @@ impl RingStatus {
     #[must_use]
     pub fn depth(&self) -> usize {
         // The consumer's figure first: what is pushed meanwhile makes the depth too great, never negative.
-        let popped = self.popped.get();
+        let popped = self.consumer.popped.get();
         let depth = self.producer.pushed.get().saturating_sub(popped);
         usize::try_from(depth).unwrap_or(self.capacity).min(self.capacity)
     }
@@ -64,7 +77,14 @@ impl RingStatus {
     /// Items that came out since the start.
     #[must_use]
     pub fn popped(&self) -> u64 {
-        self.popped.get()
+        self.consumer.popped.get()
+    }
+
+    /// Items that came out and that the consumer has worked on.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        // Acquire: what the consumer did with the items happened before what the caller does next.
+        self.consumer.done.load(Ordering::Acquire)
     }
 
     /// Items that were offered and found no room; an item that is offered again is counted again.
@@ -100,7 +120,7 @@ pub fn ring<T>(name: impl Into<String>, capacity: usize) -> (RingProducer<T>, Ri
         name: name.into(),
         capacity,
         producer: CachePadded::default(),
-        popped: CachePadded::default(),
+        consumer: CachePadded::default(),
     });
     (
         RingProducer { slots: producer, status: Arc::clone(&status), bell: None },
@@ -147,6 +167,18 @@ impl<T> RingProducer<T> {
         self.slots.slots()
     }
 
+    /// How much has gone in up to now, for [`RingProducer::is_done_with`].
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        self.status.pushed()
+    }
+
+    /// Whether the consumer has worked on all that had gone in by this [`mark`](RingProducer::mark), or is gone.
+    #[must_use]
+    pub fn is_done_with(&self, mark: u64) -> bool {
+        self.status.done() >= mark || self.slots.is_abandoned()
+    }
+
     /// Whether the consumer is gone, so that nothing pushed will ever be read.
     #[must_use]
     pub fn is_abandoned(&self) -> bool {
@@ -162,9 +194,15 @@ impl<T> RingProducer<T> {
 
 impl<T> RingConsumer<T> {
     /// Moves items from the ring to the back of the batch, as many as there are and as the batch has room for; returns
-    /// how many.
+    /// how many. To be called when what the last call gave has been worked on.
     #[inline]
     pub fn pop(&mut self, batch: &mut Batch<T>) -> usize {
+        let consumer = &self.status.consumer;
+        // The line is this thread's own, and is written only where there is something to say.
+        let popped = consumer.popped.get();
+        if consumer.done.load(Ordering::Relaxed) != popped {
+            consumer.done.store(popped, Ordering::Release);
+        }
         let room = batch.remaining_capacity();
         let mut waiting = self.slots.cached_slots();
         if waiting < room {
@@ -177,7 +215,7 @@ impl<T> RingConsumer<T> {
         let Ok(chunk) = self.slots.read_chunk(taken) else { return 0 };
         // `for_each`, not `extend`: the chunk walks its two halves without asking at each item which one it is in.
         chunk.into_iter().for_each(|item| batch.push(item));
-        self.status.popped.add(taken as u64);
+        self.status.consumer.popped.add(taken as u64);
         taken
     }
 
@@ -233,6 +271,26 @@ mod tests {
         assert_eq!((consumer.len(), status.depth(), status.name()), (3, 3, "r"));
         assert_eq!(consumer.pop(&mut out), 0);
         assert_eq!((status.pushed(), status.popped()), (5, 2));
+    }
+
+    #[test]
+    fn what_was_popped_is_done_with_at_the_next_pop() {
+        let (mut producer, mut consumer) = ring::<u32>("r", 8);
+        assert!(producer.is_done_with(producer.mark()), "there was nothing to do");
+        producer.push(&mut (0..3).collect());
+        let mark = producer.mark();
+        producer.push(&mut (3..5).collect());
+        let mut out: Batch<u32> = (0..61).collect();
+        assert_eq!(consumer.pop(&mut out), 3);
+        assert!(!producer.is_done_with(mark), "the consumer may still be at it");
+        out.clear();
+        assert_eq!(consumer.pop(&mut out), 2);
+        assert!(producer.is_done_with(mark) && !producer.is_done_with(producer.mark()));
+        assert_eq!(consumer.pop(&mut out), 0);
+        assert!(producer.is_done_with(producer.mark()));
+        producer.push(&mut (5..6).collect());
+        drop(consumer);
+        assert!(producer.is_done_with(producer.mark()), "nobody is left to work on it");
     }
 
     #[test]

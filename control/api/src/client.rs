@@ -16,6 +16,7 @@ use crate::v1::ports_client::PortsClient;
 use crate::v1::rules_client::RulesClient;
 use crate::v1::stats_client::StatsClient;
 use crate::v1::traps_client::TrapsClient;
+use crate::v1::workers_client::WorkersClient;
 
 /// Where the daemon's control socket is unless it is told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/forebay/forebay.sock";
@@ -31,6 +32,8 @@ pub struct Client {
     pub stats: StatsClient<Channel>,
     /// What the workers remember of flows.
     pub flows: FlowsClient<Channel>,
+    /// The threads that move packets.
+    pub workers: WorkersClient<Channel>,
     /// What the host traps.
     pub traps: TrapsClient<Channel>,
 }
@@ -87,6 +90,7 @@ pub async fn connect(socket: &Path) -> Result<Client, ConnectError> {
         rules: RulesClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
         stats: StatsClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
         flows: FlowsClient::new(channel.clone()),
+        workers: WorkersClient::new(channel.clone()),
         traps: TrapsClient::new(channel),
     })
 }

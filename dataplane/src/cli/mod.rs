@@ -18,6 +18,7 @@ mod stats;
 mod table;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -91,6 +92,9 @@ enum Control {
     /// Show how the workers spend their time.
     #[command(subcommand)]
     Pipeline(pipeline::PipelineCommand),
+    /// Show, add and remove workers while packets flow.
+    #[command(subcommand)]
+    Worker(worker::WorkerCommand),
 }
 
 /// How an answer is written.
@@ -181,6 +185,7 @@ async fn execute(socket: &Path, command: Control, out: &mut Out<'_>) -> Result<(
             let client = client::connect(socket).await?;
             pipeline::execute(client, command, out).await
         }
+        Control::Worker(command) => worker::execute(client::connect(socket).await?, command, out).await,
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use forebay_api::client::Client;
-use forebay_api::v1::{GetPipelineRequest, GetPipelineResponse, Queue, Stage, Worker};
+use forebay_api::v1::{GetPipelineRequest, GetPipelineResponse, Pipeline, Queue, Stage, Worker};
 use serde::Serialize;
 
 use super::failure::Failure;
@@ -54,17 +54,36 @@ struct PipelineView<'a> {
     idle: &'a str,
     tsc_hz: u64,
     interval_ns: u64,
+    pipelines: Vec<PipelineOut<'a>>,
     workers: Vec<WorkerView<'a>>,
+}
+
+#[derive(Serialize)]
+struct PipelineOut<'a> {
+    name: &'a str,
+    priority: u32,
+    cores: u32,
+    min_cores: u32,
+    cores_gained: u64,
+    cores_lost: u64,
+    /// Empty for the one that takes all that no other names.
+    ports: &'a [String],
+    /// Null where it shares the host's packet buffers.
+    buffers: Option<u64>,
+    buffers_in_use: Option<u64>,
 }
 
 #[derive(Serialize)]
 struct WorkerView<'a> {
     name: &'a str,
     core: u32,
+    pipeline: &'a str,
+    receive_queues: u32,
     busy_percent: f64,
     asleep_percent: f64,
     rounds: u64,
     empty_rounds: u64,
+    sleeps: u64,
     panics: u64,
     stages: Vec<StageView<'a>>,
     /// Null where no packet passed.
@@ -117,7 +136,25 @@ impl<'a> PipelineView<'a> {
             idle: &after.idle,
             tsc_hz: after.tsc_hz,
             interval_ns: u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX),
+            pipelines: after.pipelines.iter().map(PipelineOut::new).collect(),
             workers,
+        }
+    }
+}
+
+impl<'a> PipelineOut<'a> {
+    fn new(pipeline: &'a Pipeline) -> Self {
+        let has_own = pipeline.buffers > 0;
+        Self {
+            name: &pipeline.name,
+            priority: pipeline.priority,
+            cores: pipeline.cores,
+            min_cores: pipeline.min_cores,
+            cores_gained: pipeline.cores_gained,
+            cores_lost: pipeline.cores_lost,
+            ports: &pipeline.ports,
+            buffers: has_own.then_some(pipeline.buffers),
+            buffers_in_use: has_own.then_some(pipeline.buffers_in_use),
         }
     }
 }
@@ -142,10 +179,13 @@ impl<'a> WorkerView<'a> {
         Self {
             name: &after.name,
             core: after.core,
+            pipeline: &after.pipeline,
+            receive_queues: after.receive_queues,
             busy_percent: percent(since(|worker| worker.busy_cycles)),
             asleep_percent: percent(since(|worker| worker.asleep_cycles)),
             rounds: since(|worker| worker.rounds),
             empty_rounds: since(|worker| worker.empty_rounds),
+            sleeps: since(|worker| worker.sleeps),
             panics: after.panics,
             path_cycles_per_packet: cycles_per_packet(stages.iter().filter(|stage| !stage.io)),
             io_cycles_per_packet: cycles_per_packet(stages.iter().filter(|stage| stage.io)),
@@ -218,19 +258,39 @@ fn rounded(number: f64) -> f64 {
 fn write_text(view: &PipelineView<'_>, out: &mut Out<'_>) -> io::Result<()> {
     let seconds = Duration::from_nanos(view.interval_ns).as_secs_f64();
     writeln!(out, "layout {}, idle {}, over {seconds:.1} s", view.layout, view.idle)?;
+    for pipeline in &view.pipelines {
+        let own = |count: Option<u64>| {
+            count.map_or_else(String::new, |count| format!(", {count} buffers of its own"))
+        };
+        let ports = if pipeline.ports.is_empty() { "all others'".into() } else { pipeline.ports.join(", ") };
+        writeln!(
+            out,
+            "pipeline {}: priority {}, {} cores (keeps {}; got {}, gave {}), ports: {ports}{}",
+            pipeline.name,
+            pipeline.priority,
+            pipeline.cores,
+            pipeline.min_cores,
+            pipeline.cores_gained,
+            pipeline.cores_lost,
+            own(pipeline.buffers),
+        )?;
+    }
     for worker in &view.workers {
         writeln!(
             out,
-            "{} on core {}: busy {:.1} %, asleep {:.1} %, path {} cycles/packet, input and output {} cycles/packet, \
-             {} rounds ({} empty){}",
+            "{} on core {} for {}: busy {:.1} %, asleep {:.1} %, path {} cycles/packet, input and output {} cycles/packet, \
+             {} rounds ({} empty), {} sleeps, {} receive queues{}",
             worker.name,
             worker.core,
+            worker.pipeline,
             worker.busy_percent,
             worker.asleep_percent,
             tenths(worker.path_cycles_per_packet),
             tenths(worker.io_cycles_per_packet),
             worker.rounds,
             worker.empty_rounds,
+            worker.sleeps,
+            worker.receive_queues,
             if worker.panics > 0 { format!(", {} panics", worker.panics) } else { String::new() },
         )?;
         write_stages(&worker.stages, out)?;
@@ -281,6 +341,7 @@ mod tests {
         };
         let worker = Worker {
             name: "worker-1".into(),
+            pipeline: "main".into(),
             core: 1,
             total_cycles: 1_000_000 * scale,
             busy_cycles: 250_000 * scale,
@@ -299,6 +360,7 @@ mod tests {
             idle: "last-packet".into(),
             tsc_hz: 1_000_000,
             workers: vec![worker],
+            pipelines: vec![Pipeline { name: "main".into(), cores: 1, ..Default::default() }],
         }
     }
 
@@ -339,7 +401,10 @@ mod tests {
         write_json(&mut json, &view).unwrap();
         let text = String::from_utf8(text).unwrap();
         assert!(
-            text.starts_with("layout fused, idle last-packet, over 1.0 s\nworker-1 on core 1: busy 25.0 %"),
+            text.starts_with(
+                "layout fused, idle last-packet, over 1.0 s\npipeline main: priority 0, 1 cores (keeps 0; got 0, gave 0), \
+                 ports: all others'\nworker-1 on core 1 for main: busy 25.0 %"
+            ),
             "{text}"
         );
         assert!(text.contains("queue classify: 3 of 1024, refused 1"), "{text}");

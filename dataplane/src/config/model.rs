@@ -227,7 +227,8 @@ pub struct Pipeline {
     /// The ports whose packets it receives, each with a device of its own and in no other pipeline; never an empty
     /// list. `None`: all that no other pipeline names; at most one pipeline is that.
     pub ports: Option<Vec<String>>,
-    /// Cores that it keeps whatever others need: 1 to as many as it has. (Each group keeps one in any case.)
+    /// Cores that it keeps whatever others need: at most as many as it has. Of several groups each keeps one in any case; with 0, one
+    /// group may lend its last core, and shares it.
     pub min_cores: usize,
     /// Packet memory in MiB that only its ports use, out of [`Dpdk::memory_mib`]; `None`: it shares the rest with the
     /// other pipelines that have none.

@@ -266,8 +266,10 @@ fn finish(draft: &mut Draft, share: Option<&Vec<usize>>, machine: &Machine) -> O
         .collect();
     let count = cores.as_ref().map(|cores| cores.iter().map(Vec::len).sum::<usize>());
     let most = count.unwrap_or(machine.cores.len());
+    // Stages with cores of their own keep one each.
+    let least = usize::from(draft.groups.len() > 1);
     let unit = if most == 1 { " core" } else { " cores" };
-    let checked = draft.object.check(&draft.min_cores, |min| within(*min, 1, most, unit));
+    let checked = draft.object.check(&draft.min_cores, |min| within(*min, least, most, unit));
     let min_cores = if draft.min_cores.is_absent() { Some(1) } else { checked };
     let groups: Option<Vec<StageGroup>> =
         draft.groups.iter().zip(cores?).map(|(group, cores)| group.on(cores)).collect();

@@ -118,14 +118,10 @@ impl Host {
 
 /// Asks the workers that have flow caches.
 fn ask(crew: &mut Crew) -> Vec<Asked> {
-    let fronts = crew.fronts.clone();
-    let ask = |member: usize| {
-        let worker = crew.members().get(member)?.worker().name().into();
+    crew.ask_classifiers(|worker| {
         let (listing, reports) = Listing::new();
-        crew.send(member, Command::ListFlows(listing));
-        Some(Asked { worker, reports, through: false })
-    };
-    fronts.into_iter().filter_map(ask).collect()
+        (Command::ListFlows(listing), Asked { worker: worker.into(), reports, through: false })
+    })
 }
 
 /// Whether a flow was decided by the tables of this snapshot; `None` where its port is gone.

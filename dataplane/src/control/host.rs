@@ -7,7 +7,7 @@
 
 use super::baselines::Baselines;
 use super::book::{Book, PortKind};
-use super::crew::{Crew, CrewError, Ends};
+use super::crew::{ChangeError, Crew, CrewError, Ends};
 use super::desk::Desk;
 use super::flows::FlowsError;
 use super::ports::{PortRecord, PortSource, Ports};
@@ -55,6 +55,9 @@ pub enum HostError {
     /// A worker does not start.
     #[error(transparent)]
     Worker(#[from] CrewError),
+    /// The workers cannot be changed.
+    #[error(transparent)]
+    Crew(#[from] ChangeError),
     /// The state cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -116,7 +119,7 @@ pub struct Host {
     pub(super) eal: Eal,
     pub(super) pool: PacketPool,
     pub(super) store: Store,
-    pub(super) publisher: Publisher<Snapshot>,
+    pub(super) publisher: Arc<Publisher<Snapshot>>,
     pub(super) resolver: Arc<Mutex<Resolver>>,
     /// Taken by whoever changes ports or rules, for as long as that takes; before any of the locks below.
     pub(super) desk: Mutex<Desk>,
@@ -158,12 +161,23 @@ impl Host {
             // DPDK lets no packet cross from one ordinary page into the next.
             bytes_per_packet = bytes_per_packet.next_multiple_of(ORDINARY_PAGE_BYTES);
         }
-        let packets = (u64::from(config.dpdk.memory_mib) << 20) * 3 / 4 / bytes_per_packet;
-        let pool = PacketPool::new(eal, "packets", packets as u32, data_room_bytes(config))?;
+        let make_pool = |name: &str, memory_mib: u32| {
+            let packets = (u64::from(memory_mib) << 20) * 3 / 4 / bytes_per_packet;
+            PacketPool::new(eal, name, packets as u32, data_room_bytes(config))
+        };
+        let mut shared_mib = config.dpdk.memory_mib;
+        let mut pools = Vec::new();
+        for pipeline in &config.pipelines {
+            let pool = pipeline.memory_mib.map(|mib| make_pool(&pipeline.name, mib)).transpose()?;
+            shared_mib = shared_mib.saturating_sub(pipeline.memory_mib.unwrap_or(0));
+            pools.push(pool);
+        }
+        let pool = make_pool("packets", shared_mib)?;
         let neighbours = Arc::new(Neighbours::default());
         let resolver = Arc::new(Mutex::new(Resolver::new(neighbours.clone())));
-        let publisher = Publisher::new(Arc::new(Snapshot::default()));
-        let (crew, ends) = Crew::start(eal, &config.workers, &publisher, neighbours)?;
+        let publisher = Arc::new(Publisher::new(Arc::new(Snapshot::default())));
+        let (crew, ends) =
+            Crew::start(eal, &config.workers, &config.pipelines, pools, publisher.clone(), neighbours)?;
         let host = Host {
             name: config.host.name.clone(),
             started: Instant::now(),
@@ -254,10 +268,10 @@ impl Host {
                 (None, parent.device_id, parent.mac)
             }
             Place::Dpdk(text) => {
-                let queues = self.crew.lock().as_ref().map_or(1, Crew::queues_wanted);
-                let mut device = self.open_device(&port, text, queues)?;
+                let (line, queues, pool) = self.place_of(&port)?;
+                let mut device = self.open_device(&port, text, queues, &pool)?;
                 if let Some(crew) = self.crew.lock().as_mut() {
-                    crew.attach(device.id(), device.take_queues());
+                    crew.attach(device.id(), line, device.take_queues());
                 }
                 let (id, mac) = (device.id(), device.mac());
                 (Some(device), id, mac)
@@ -276,7 +290,28 @@ impl Host {
         Ok(())
     }
 
-    fn open_device(&self, port: &config::Port, text: &str, queues: u16) -> Result<Device, HostError> {
+    /// The pipeline that is to receive a port's packets (an index), the queues that its device is best opened with, and the packet
+    /// memory that they come from.
+    fn place_of(&self, port: &config::Port) -> Result<(usize, u16, PacketPool), HostError> {
+        let crew = self.crew.lock();
+        let Some(crew) = crew.as_ref() else { return Ok((0, 1, self.pool.clone())) };
+        let line = crew.line_of_port(&port.name).ok_or_else(|| {
+            let name = &port.name;
+            HostError::Port(format!(
+                "port {name:?}: no pipeline receives its packets (name it in the ports of one, or leave ports out of one)"
+            ))
+        })?;
+        let pool = crew.pool(line).unwrap_or(&self.pool).clone();
+        Ok((line, crew.queues_wanted(line), pool))
+    }
+
+    fn open_device(
+        &self,
+        port: &config::Port,
+        text: &str,
+        queues: u16,
+        pool: &PacketPool,
+    ) -> Result<Device, HostError> {
         let spec: DeviceSpec =
             text.parse().map_err(|error| HostError::Port(format!("port {:?}: {error}", port.name)))?;
         // A tenant's tap is the tenant's interface, so it gets the tenant's MAC; other devices of tenants are the near end
@@ -285,7 +320,7 @@ impl Host {
             config::PortKind::Vf(_) if !matches!(spec, DeviceSpec::Tap { .. }) => None,
             config::PortKind::Vf(_) | config::PortKind::Uplink(_) => port.mac.map(|mac| mac.0),
         };
-        let options = DeviceOptions { mac, mtu: port.mtu, queues, ..DeviceOptions::new(&self.pool) };
+        let options = DeviceOptions { mac, mtu: port.mtu, queues, ..DeviceOptions::new(pool) };
         Device::open(self.eal, &spec, &options)
             .map_err(|source| HostError::Device { port: port.name.clone(), source })
     }

@@ -5,6 +5,7 @@
 //! [`desk`]. The [`steward`] is the thread that listens to the workers. [`server`] puts the host on the
 //! control socket.
 
+pub mod allocator;
 pub mod baselines;
 pub mod book;
 pub mod commit;
@@ -28,6 +29,7 @@ pub mod segment;
 pub mod server;
 mod server_flows;
 mod server_rules;
+pub mod server_workers;
 pub mod steward;
 pub mod store;
 pub mod tables;

@@ -1,6 +1,7 @@
 //! The control socket: the gRPC services of `forebay.v1` over a Unix socket, with reflection.
 
 use super::committer::{Committer, Stopping};
+use super::crew::ChangeError;
 use super::flows::FlowsError;
 use super::host::{Host, HostError};
 use super::ports::{PortRecord, PortSource};
@@ -46,6 +47,15 @@ pub(super) fn status(error: &HostError) -> Status {
         HostError::Rule(_) => Status::invalid_argument(text),
         HostError::PortExists { .. } => Status::already_exists(text),
         HostError::PortInUse { .. } | HostError::Device { .. } => Status::failed_precondition(text),
+        HostError::Crew(error) => match error {
+            ChangeError::NoWorker { .. } | ChangeError::NoPipeline { .. } => Status::not_found(text),
+            ChangeError::Core(_) | ChangeError::WhichPipeline { .. } | ChangeError::NoStage { .. } => {
+                Status::invalid_argument(text)
+            }
+            ChangeError::CoreTaken { .. } | ChangeError::Last { .. } => Status::failed_precondition(text),
+            ChangeError::Hire(_) => Status::resource_exhausted(text),
+            ChangeError::Restless(_) | ChangeError::Stays { .. } => Status::unavailable(text),
+        },
         HostError::Stalled(_) => Status::unavailable(text),
         HostError::Eal(_) | HostError::Pool(_) | HostError::Worker(_) | HostError::Store(_) => {
             Status::internal(text)
@@ -207,7 +217,7 @@ fn stage_message(name: &str, io: bool, counters: &StageCounters) -> v1::Stage {
     }
 }
 
-fn worker_message(member: &super::crew::Member, bound: u64) -> v1::Worker {
+fn worker_message(crew: &super::crew::Crew, member: &super::crew::Member, bound: u64) -> v1::Worker {
     let (worker, figures) = (member.worker(), &member.figures);
     let counters = worker.counters();
     let io = |wanted: &'static str| {
@@ -223,7 +233,7 @@ fn worker_message(member: &super::crew::Member, bound: u64) -> v1::Worker {
     let dispatch = figures.dispatch.iter().map(|counters| stage_message("dispatch", false, counters));
     let stages =
         io("receive").chain(chain.unwrap_or_default()).chain(dispatch).chain(io("transmit")).collect();
-    let queues = figures.rings.iter().map(|ring| v1::Queue {
+    let queues = crew.rings_into(member).map(|ring| v1::Queue {
         name: ring.name().to_owned(),
         depth: ring.depth() as u32,
         capacity: ring.capacity() as u32,
@@ -246,6 +256,24 @@ fn worker_message(member: &super::crew::Member, bound: u64) -> v1::Worker {
             .map(|histogram| histogram.snapshot())
             .unwrap_or_default(),
         conservation: Some(conservation(&member.totals(), bound)),
+        pipeline: crew.pipeline_of(member).to_owned(),
+        sleeps: counters.sleeps.get(),
+        receive_queues: crew.queues_of(member) as u32,
+    }
+}
+
+fn pipeline_message(crew: &super::crew::Crew, index: usize, line: &super::crew::Line) -> v1::Pipeline {
+    let pool = crew.pool(index);
+    v1::Pipeline {
+        name: line.name.clone(),
+        priority: line.priority,
+        min_cores: line.min_cores as u32,
+        cores: crew.members_of(index).count() as u32,
+        cores_gained: line.gained,
+        cores_lost: line.lost,
+        ports: line.ports().to_vec(),
+        buffers: pool.map_or(0, |pool| u64::from(pool.capacity())),
+        buffers_in_use: pool.map_or(0, |pool| u64::from(pool.in_use())),
     }
 }
 
@@ -290,15 +318,19 @@ impl v1::stats_server::Stats for Service {
         &self,
         _: Request<v1::GetPipelineRequest>,
     ) -> Result<Response<v1::GetPipelineResponse>, Status> {
-        let workers = self.host.with_crew(|crew| {
+        let shown = self.host.with_crew(|crew| {
             let bound = crew.holds_packets() as u64;
-            crew.members().iter().map(|member| worker_message(member, bound)).collect()
+            let workers = crew.members().iter().map(|member| worker_message(crew, member, bound)).collect();
+            let lines = crew.lines().iter().enumerate();
+            (workers, lines.map(|(index, line)| pipeline_message(crew, index, line)).collect())
         });
+        let (workers, pipelines) = shown.unwrap_or_default();
         Ok(Response::new(v1::GetPipelineResponse {
             layout: self.layout.to_string(),
             idle: self.idle.to_string(),
             tsc_hz: tsc::hz(),
-            workers: workers.unwrap_or_default(),
+            workers,
+            pipelines,
         }))
     }
 }

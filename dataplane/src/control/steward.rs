@@ -3,7 +3,7 @@
 //! It is an ordinary thread that looks every millisecond: workers make no system call to wake it, and a first packet
 //! that waits one millisecond more for ARP is no loss.
 
-use super::crew::Ends;
+use super::crew::{Ends, Joined};
 use super::host::Host;
 use super::notice::{Notice, Trapped};
 use super::resolver::Question;
@@ -12,6 +12,7 @@ use crate::stages::dispatch::Handoff;
 use crate::stages::ledger::{Class, Origin};
 use crate::wire::{BROADCAST_MAC, arp, nd};
 use forebay_pipeline::batch::Batch;
+use forebay_pipeline::ring::{RingConsumer, RingProducer};
 use forebay_pipeline::worker::WorkerEvent;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -58,6 +59,9 @@ impl Steward {
         let mut work = Work {
             host,
             ends,
+            notices: Vec::new(),
+            traps: Vec::new(),
+            inject: None,
             trapped: trapped.clone(),
             path_mtus: HashMap::new(),
             next_tick: Instant::now(),
@@ -91,6 +95,12 @@ impl Drop for Steward {
 struct Work {
     host: Arc<Host>,
     ends: Ends,
+    /// What workers saw.
+    notices: Vec<RingConsumer<Notice>>,
+    /// What workers trapped.
+    traps: Vec<RingConsumer<Trapped>>,
+    /// Packets that we want to be sent.
+    inject: Option<RingProducer<Handoff>>,
     trapped: broadcast::Sender<Arc<TrappedFrame>>,
     /// What the underlay said of paths to far ends and nobody has minded yet.
     path_mtus: HashMap<IpAddr, u16>,
@@ -100,6 +110,7 @@ struct Work {
 impl Work {
     fn look(&mut self) {
         let now = Instant::now();
+        self.welcome();
         let snapshot = self.host.snapshot();
         let mut questions = self.hear(now);
         self.take_trapped(&snapshot);
@@ -120,11 +131,27 @@ impl Work {
         }
     }
 
+    /// Takes the ends of what is new, and forgets those of workers that are gone.
+    fn welcome(&mut self) {
+        let (notices, traps) = (self.notices.len(), self.traps.len());
+        while let Ok(joined) = self.ends.joined.try_recv() {
+            match joined {
+                Joined::Notices(ring) => self.notices.push(ring),
+                Joined::Traps(ring) => self.traps.push(ring),
+                Joined::Inject(ring) => self.inject = Some(ring),
+            }
+        }
+        if (notices, traps) != (self.notices.len(), self.traps.len()) {
+            self.notices.retain(|ring| !(ring.is_abandoned() && ring.is_empty()));
+            self.traps.retain(|ring| !(ring.is_abandoned() && ring.is_empty()));
+        }
+    }
+
     /// Reads what workers saw; returns what is to be asked because of it.
     fn hear(&mut self, now: Instant) -> Vec<Question> {
         let mut questions = Vec::new();
         let mut batch = Batch::new();
-        for ring in &mut self.ends.notices {
+        for ring in &mut self.notices {
             while ring.pop(&mut batch) > 0 {
                 let mut resolver = self.host.resolver().lock();
                 for notice in batch.drain(..) {
@@ -148,7 +175,7 @@ impl Work {
 
     fn take_trapped(&mut self, snapshot: &Snapshot) {
         let mut batch = Batch::new();
-        for ring in &mut self.ends.traps {
+        for ring in &mut self.traps {
             while ring.pop(&mut batch) > 0 {
                 let wanted = self.trapped.receiver_count() > 0;
                 for Trapped { port, packet } in batch.drain(..).filter(|_| wanted) {
@@ -190,6 +217,8 @@ impl Work {
         let mut batch = Batch::new();
         batch.push(Handoff { packet, origin });
         // A full ring loses the question; the next one comes in a second.
-        self.ends.inject.push(&mut batch);
+        if let Some(inject) = &mut self.inject {
+            inject.push(&mut batch);
+        }
     }
 }

@@ -95,6 +95,11 @@ impl Host {
         self.crew.lock().as_ref().map(look)
     }
 
+    /// Calls `change` with the workers; `None` where they do not run.
+    pub fn change_crew<T>(&self, change: impl FnOnce(&mut Crew) -> T) -> Option<T> {
+        self.crew.lock().as_mut().map(change)
+    }
+
     /// What fingerprints of rules are made with.
     pub fn fingerprints(&self) -> RandomState {
         self.book.lock().fingerprints()
@@ -113,11 +118,12 @@ impl Host {
 
     /// Rules in these slots count from zero, whoever had the slots before.
     pub(super) fn start_rule_counters(&self, slots: impl Iterator<Item = u32>) {
-        let crew = self.crew.lock();
+        let mut crew = self.crew.lock();
         let mut baselines = self.baselines.lock();
-        let members = || crew.iter().flat_map(|crew| crew.members());
         for slot in slots {
-            members().for_each(|member| member.figures.tally.rules.make_ready(slot));
+            if let Some(crew) = crew.as_mut() {
+                crew.make_rules_ready(slot);
+            }
             baselines.set(slot, raw_rule_counts(crew.as_ref(), slot));
         }
     }
@@ -171,8 +177,8 @@ impl Host {
 /// What all workers have counted for a port number.
 pub(super) fn totals(crew: Option<&Crew>, id: PortId) -> PortTotals {
     let mut totals = PortTotals::default();
-    for member in crew.into_iter().flat_map(Crew::members) {
-        if let Some(counters) = member.figures.tally.ports.get(id.index()) {
+    for tally in crew.into_iter().flat_map(Crew::tallies) {
+        if let Some(counters) = tally.ports.get(id.index()) {
             totals.add(counters);
         }
     }
@@ -180,8 +186,8 @@ pub(super) fn totals(crew: Option<&Crew>, id: PortId) -> PortTotals {
 }
 
 fn raw_rule_counts(crew: Option<&Crew>, slot: u32) -> (u64, u64) {
-    let members = crew.into_iter().flat_map(Crew::members);
-    let counters = members.filter_map(|member| member.figures.tally.rules.get(slot));
+    let tallies = crew.into_iter().flat_map(Crew::tallies);
+    let counters = tallies.filter_map(|tally| tally.rules.get(slot));
     counters.fold((0, 0), |(packets, bytes), counter| {
         (packets + counter.packets.get(), bytes + counter.bytes.get())
     })

@@ -16,6 +16,7 @@ use crate::snapshot::{Neighbours, Snapshot};
 use crate::stages::admit::Admit;
 use crate::stages::classify::Classify;
 use crate::stages::dispatch::{Dispatch, DispatchParts, Way};
+use crate::stages::inbox::Inboxes;
 use crate::stages::ledger::Ledger;
 use crate::stages::recall::Recall;
 use crate::stages::receive::Receive;
@@ -319,6 +320,7 @@ fn worker(
     });
     let part = Part::Fused(Box::new(Fused {
         receive: Receive::new(publisher.subscribe("receive"), ledger.clone(), received),
+        inboxes: Inboxes::new(ledger.clone()),
         chain,
         exit: Exit {
             dispatch,

@@ -177,6 +177,34 @@ impl Dispatch {
         }
     }
 
+    /// Takes every transmit queue away; the devices cannot be reached from here any more.
+    pub fn take_queues(&mut self) -> Vec<TxQueue> {
+        self.flush();
+        let lanes = self.lanes.iter_mut().filter_map(Option::take);
+        lanes.filter_map(|lane| if let Way::Queue(queue) = lane.way { Some(queue) } else { None }).collect()
+    }
+
+    /// The ring to the worker of this number, from now on.
+    pub fn meet(&mut self, number: usize, ring: Option<RingProducer<Handoff>>) {
+        if self.handoffs.len() <= number {
+            self.handoffs.resize_with(number + 1, || None);
+        }
+        self.handoffs[number] = ring;
+    }
+
+    /// How much has gone to each of the other workers up to now.
+    pub fn marks(&self) -> impl Iterator<Item = u64> {
+        self.handoffs.iter().map(|ring| ring.as_ref().map_or(0, RingProducer::mark))
+    }
+
+    /// Whether they have sent all that had gone to them by these marks.
+    pub fn is_done_with(&self, marks: &[u64]) -> bool {
+        let pairs = self.handoffs.iter().zip(marks);
+        pairs
+            .filter_map(|(ring, mark)| Some((ring.as_ref()?, *mark)))
+            .all(|(ring, mark)| ring.is_done_with(mark))
+    }
+
     /// Packets that wait for a neighbour here.
     pub fn waiting(&self) -> usize {
         self.parking.len()

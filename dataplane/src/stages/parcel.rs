@@ -324,6 +324,24 @@ impl Parcels {
         fill(&mut self.packets)
     }
 
+    /// Writes the metas of packets that have just been received, where that was left for later.
+    #[inline(always)]
+    pub fn write_metas(&mut self) {
+        if let Some(port) = self.sole_port.take() {
+            self.parts().metas.fill(Meta::received(port));
+        }
+    }
+
+    /// Of packets that come from another worker: leaves it to the first stage to write their metas, where nothing is known but
+    /// the one port that received them all.
+    #[inline(always)]
+    pub fn find_sole_port(&mut self) {
+        let Parts { metas, .. } = self.parts();
+        let Some(port) = metas.first().map(|meta| meta.port) else { return };
+        let is_alike = metas.iter().all(|meta| meta.port == port && meta.verdict == Verdict::Open);
+        self.sole_port = is_alike.then_some(port);
+    }
+
     /// The packets with what is known about each.
     #[inline(always)]
     pub fn iter(&self) -> impl Iterator<Item = (&Packet, &Meta)> {

@@ -53,6 +53,14 @@ impl Receive {
     /// The queues of this device are not polled any more.
     pub fn detach(&mut self, device: u16) {
         self.queues.retain(|queue| queue.port() != device);
+        self.next = 0;
+    }
+
+    /// Takes a queue away; `None` where it is not polled here.
+    pub fn detach_queue(&mut self, device: u16, queue: u16) -> Option<RxQueue> {
+        let place = self.queues.iter().position(|known| (known.port(), known.queue()) == (device, queue))?;
+        self.next = 0;
+        Some(self.queues.remove(place))
     }
 
     /// To be called before the worker sleeps: has the queues tell when packets come, and says what it is to wait for.

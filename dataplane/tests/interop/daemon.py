@@ -23,7 +23,7 @@ def toml(value):
 class Host:
     """A Forebay host: a daemon in its namespace, that can be stopped, killed and started again."""
 
-    def __init__(self, lab, namespace, name, ports, core=0, idle="last-packet", workers=None):
+    def __init__(self, lab, namespace, name, ports, core=0, idle="last-packet", workers=None, pipelines=()):
         self.lab = lab
         self.namespace = namespace
         self.name = name
@@ -41,6 +41,10 @@ class Host:
             ("[dpdk]", {"hugepages": "off", "memory_mib": 128}),
             ("[workers]", {"cores": str(core), "idle": idle, **(workers or {})}),
         ] + [("[[port]]", port) for port in ports]
+        for pipeline in pipelines:
+            stages = pipeline.get("stage", [])
+            sections.append(("[[pipeline]]", {key: value for key, value in pipeline.items() if key != "stage"}))
+            sections += [("[[pipeline.stage]]", stage) for stage in stages]
         with open(self.config, "w", encoding="utf-8") as file:
             for header, pairs in sections:
                 file.write(header + "\n")

@@ -96,8 +96,11 @@ def pair_rules(tenant, peer, remote):
     return egress(tenant, peer, remote) + [ingress(tenant)]
 
 
-def two_hosts(lab, pairs, uplink_mtu=UPLINK_MTU, workers=None):
-    """Hosts A and B on one underlay; pairs of tenants, the first of each on A. Both daemons run, without rules."""
+def two_hosts(lab, pairs, uplink_mtu=UPLINK_MTU, workers=None, pipelines=((), ())):
+    """Hosts A and B on one underlay; pairs of tenants, the first of each on A. Both daemons run, without rules.
+
+    `pipelines` are the [[pipeline]] tables of A and those of B.
+    """
     spaces = lab.namespace("a"), lab.namespace("b")
     lab.veth(spaces[0], UPLINK_INTERFACE, spaces[1], UPLINK_INTERFACE, uplink_mtu)
     hosts = []
@@ -108,7 +111,7 @@ def two_hosts(lab, pairs, uplink_mtu=UPLINK_MTU, workers=None):
             if not tenant.tap:
                 tenant.cable(lab, namespace)
         ports = [uplink_port(side + 1, mtu=uplink_mtu)] + [tenant.port() for tenant in tenants]
-        host = Host(lab, namespace, f"host-{'ab'[side]}", ports, core=side, workers=workers)
+        host = Host(lab, namespace, f"host-{'ab'[side]}", ports, core=side, workers=workers, pipelines=pipelines[side])
         host.tenants = tenants
         hosts.append(host)
     for host in hosts:

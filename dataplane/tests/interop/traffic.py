@@ -13,6 +13,8 @@ TCP_PORT = 5001
 UDP_PORT = 5002
 TRANSFER_TIMEOUT_S = 90
 CHUNK_BYTES = 1 << 16
+# Of linux/socket.h; the module does not name it.
+SO_RCVBUFFORCE = 33
 
 
 def ping(namespace, target, count=5, interval_s=0.1, wait_s=3, extra=()):
@@ -114,6 +116,66 @@ def udp_datagrams(source, destination, address, count=300, size_bytes=1400, gap_
             pass
     missing = sorted(int.from_bytes(datagram[:4], "big") for datagram in set(sent) - set(got))
     check(not missing, f"UDP from {source.name} to {address}: {len(missing)} of {count} lost or damaged: {missing[:20]}")
+
+
+class NumberedFlows:
+    """Flows of numbered datagrams between two tenants, for as long as the caller does something with the hosts between.
+
+    `expect_all` then holds that each arrived, once and in the order of its flow. The pace leaves room in the queues of the
+    devices for what comes while a worker changes.
+    """
+
+    def __init__(self, source, destination, address, flows=4, gap_s=0.004):
+        self.name = f"{source.name} to {address}"
+        self.gap_s = gap_s
+        self.receiver = destination.socket(_family(address), socket.SOCK_DGRAM)
+        self.receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 32 << 20)
+        self.receiver.bind((address, UDP_PORT))
+        self.receiver.settimeout(1.0)
+        self.senders = [source.socket(_family(address), socket.SOCK_DGRAM) for _ in range(flows)]
+        for sender in self.senders:
+            sender.connect((address, UDP_PORT))
+        self.sent = 0
+        self.got = {}
+        self.stop = threading.Event()
+        self.threads = [threading.Thread(target=target, daemon=True) for target in (self._receive, self._send)]
+        for thread in self.threads:
+            thread.start()
+
+    def _send(self):
+        """Each turn, one datagram of every flow with the turn's number."""
+        while not self.stop.is_set():
+            for sender in self.senders:
+                sender.send(self.sent.to_bytes(8, "big"))
+            self.sent += 1
+            time.sleep(self.gap_s)
+
+    def _receive(self):
+        """Notes the numbers by the port that they came from, until none has come for a second after the end."""
+        while True:
+            try:
+                datagram, (_, port, *_) = self.receiver.recvfrom(64)
+            except TimeoutError:
+                if self.stop.is_set():
+                    return
+                continue
+            self.got.setdefault(port, []).append(int.from_bytes(datagram, "big"))
+
+    def expect_all(self):
+        """Ends the flows; every datagram arrived, and none overtook another of its flow. Returns how many there were."""
+        self.stop.set()
+        for thread in self.threads:
+            thread.join(10)
+        wanted, arrived = self.sent * len(self.senders), sum(len(numbers) for numbers in self.got.values())
+        missing = sorted(set(range(self.sent)) - set.intersection(*map(set, self.got.values())) if self.got else [])
+        gaps = f"from {missing[0]} to {missing[-1]} of {self.sent}" if missing else ""
+        check(arrived == wanted, f"numbered flows, {self.name}: {arrived} of {wanted} datagrams arrived; {len(missing)} missing {gaps}")
+        for port, numbers in self.got.items():
+            late = next((index for index in range(1, len(numbers)) if numbers[index] <= numbers[index - 1]), None)
+            check(late is None, f"numbered flows, {self.name}: of port {port}, {numbers[(late or 1) - 1:(late or 1) + 1]} out of order")
+        for one in [self.receiver, *self.senders]:
+            one.close()
+        return wanted
 
 
 def expect_full_exchange(left, right, tcp_bytes=50_000_000):

@@ -14,6 +14,7 @@ use forebay_dataplane::snapshot::{Neighbours, Snapshot};
 use forebay_dataplane::stages::admit::Admit;
 use forebay_dataplane::stages::classify::Classify;
 use forebay_dataplane::stages::dispatch::{Dispatch, DispatchParts, Handoff, Way};
+use forebay_dataplane::stages::inbox::Inboxes;
 use forebay_dataplane::stages::ledger::Ledger;
 use forebay_dataplane::stages::recall::Recall;
 use forebay_dataplane::stages::receive::Receive;
@@ -192,7 +193,8 @@ impl World {
             batch.push(Command::Reach { device: transmit.port(), way: way(transmit) });
         }
         assert_eq!(commands.push(&mut batch), 10);
-        let part = Part::Fused(Box::new(Fused { receive, chain, exit, ledger }));
+        let inboxes = Inboxes::new(ledger.clone());
+        let part = Part::Fused(Box::new(Fused { receive, inboxes, chain, exit, ledger }));
         let mut task = PacketTask::new(lab.eal, part, obeyed);
         task.start();
         task.round();

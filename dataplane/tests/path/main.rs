@@ -13,6 +13,7 @@ mod harness;
 mod host;
 mod hostile;
 mod ingress;
+mod moving;
 mod neighbours;
 mod panic;
 mod rules;

@@ -6,8 +6,10 @@ use crate::harness::*;
 use forebay_dataplane::action::PortId;
 use forebay_dataplane::counters::{DropReason, PortTotals, WorkerTally};
 use forebay_dataplane::stages::dispatch::{Handoff, Way};
+use forebay_dataplane::stages::inbox::{Inbox, Inboxes};
 use forebay_dataplane::stages::ledger::Ledger;
 use forebay_dataplane::stages::parcel::Parcel;
+use forebay_dataplane::stages::spread::{BUCKETS, FlowBy, Full, Spread, even_shares};
 use forebay_dataplane::stages::transform::Transform;
 use forebay_dataplane::task::{Back, Command, Exit, Front, PacketTask, Part};
 use forebay_dataplane::upstream::Upstream;
@@ -35,7 +37,6 @@ fn back(
     into: Vec<RingConsumer<Handoff>>,
     commands: RingConsumer<Command>,
 ) -> (PacketTask, Arc<WorkerTally>) {
-    let upstream = vec![Upstream::new(lab.tally.clone())];
     let tally = Arc::new(WorkerTally::new(PORTS.len()).unwrap());
     let ledger = Ledger::new(tally.clone());
     let exit = Exit {
@@ -46,14 +47,9 @@ fn back(
         batch: Box::new(Batch::new()),
     };
     let chain = Chain::new((Transform::new(lab.publisher.subscribe("back")),));
-    let part = Part::Back(Box::new(Back {
-        chain,
-        exit,
-        fronts: vec![front],
-        upstream,
-        incoming: Box::default(),
-        ledger,
-    }));
+    let mut inboxes = Inboxes::new(ledger.clone());
+    inboxes.attach(Inbox::new(front, Some(Upstream::new(lab.tally.clone()))));
+    let part = Part::Back(Box::new(Back { chain, exit, inboxes, ledger }));
     (PacketTask::new(lab.eal, part, commands), tally)
 }
 
@@ -65,14 +61,13 @@ impl Split {
         let (to_second, from_front_too) = ring("front-second", RING_PACKETS);
         let (over, into_first) = ring("second-first", RING_PACKETS);
         let recall = recall(&lab.publisher, &ledger, None);
-        let chain = Chain::new((recall, admit, classify));
-        let part = Part::Front(Box::new(Front {
-            receive,
-            chain,
-            backs: vec![to_first, to_second],
-            outgoing: vec![Box::default(), Box::default()],
-            ledger,
-        }));
+        let chain = Some(Chain::new((recall, admit, classify)));
+        let mut spread = Spread::new(ledger.clone(), FlowBy::Meta, Full::Drop);
+        spread.attach(0, to_first);
+        spread.attach(1, to_second);
+        spread.share(&even_shares(&[0; BUCKETS], &[0, 1]));
+        let inboxes = Inboxes::new(ledger.clone());
+        let part = Part::Front(Box::new(Front { receive, inboxes, chain, spread, ledger }));
         let mut orders = Vec::new();
         let mut orders_of = |batch: &mut Batch<Command>| {
             let (mut order, obeyed) = ring("commands", 64);

@@ -132,7 +132,9 @@ fn least_and_most_cores_are_kept() {
     assert_eq!(made.cores(), [2, 3]);
     made.demands[1].max_cores = 9;
     made.pass(MS * 1000);
-    assert_eq!(made.cores(), [1, 4], "the last core stays");
+    assert_eq!(made.cores(), [0, 5]);
+    made.busy(1, 0.0).pass(MS * 20_000);
+    assert_eq!(made.cores(), [4, 1], "all are given back");
 }
 
 #[test]

@@ -96,7 +96,7 @@ fn cores_that_nobody_names_are_shared() {
     assert_eq!(read("[[pipeline]]\nname = 'a'\nmin_cores = 3").unwrap().pipelines[0].min_cores, 3);
     assert_eq!(
         report("[[pipeline]]\nname = 'a'\nmin_cores = 4"),
-        ["line 3: pipeline \"a\": min_cores = 4: too large (write 1 to 3 cores)"]
+        ["line 3: pipeline \"a\": min_cores = 4: too large (write 0 to 3 cores)"]
     );
 }
 
@@ -140,8 +140,8 @@ fn values_are_checked() {
             "priority = 'high'",
             "priority = 'high': expected a whole number, found a string (write it in digits, without quotes)",
         ),
-        ("min_cores = 0", "min_cores = 0: too small (write 1 to 3 cores)"),
-        ("cores = '2'\nmin_cores = 0", "min_cores = 0: too small (write 1 to 1 core)"),
+        ("min_cores = -1", "min_cores = -1: too small (write 0 to 3 cores)"),
+        ("cores = '2'\nmin_cores = -1", "min_cores = -1: too small (write 0 to 1 core)"),
         ("memory_mib = 15", "memory_mib = 15: too small (write 16 to 1048576 MiB)"),
         (
             "memory_mib = 449",
