@@ -116,7 +116,7 @@ fn serve(config: &Config) -> Result<(), DaemonError> {
         let steward = Steward::start(host.clone(), ends).map_err(system("steward thread"))?;
         let committer = Committer::start(host.clone()).map_err(system("committer thread"))?;
         let allocator = AllocatorThread::start(host.clone()).map_err(system("allocator thread"))?;
-        let service = Service::new(host.clone(), committer, &config.workers, steward.trapped());
+        let service = Service::new(host.clone(), committer, config, steward.trapped());
         if let Some(listener) = metrics {
             tokio::spawn(metrics::serve(listener, host.clone()));
         }

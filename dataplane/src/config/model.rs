@@ -27,6 +27,18 @@ pub struct Config {
 }
 
 impl Config {
+    /// What the arrangement is called: as `workers.layout` where that could say it, else `pipelines`.
+    pub fn layout_name(&self) -> &'static str {
+        const PATH: [PathStage; 3] = PathStage::PATH;
+        let [Pipeline { groups, .. }] = self.pipelines.as_slice() else { return "pipelines" };
+        let stages: Vec<&[PathStage]> = groups.iter().map(|group| group.stages.as_slice()).collect();
+        match stages.as_slice() {
+            [all] if *all == PATH => Layout::Fused.name(),
+            [front, back] if *front == &PATH[..2] && *back == &PATH[2..] => Layout::Split.name(),
+            _ => "pipelines",
+        }
+    }
+
     /// The cores of all workers, of which each has one: ascending, without duplicates, at least one.
     pub fn worker_cores(&self) -> Vec<usize> {
         let mut cores: Vec<usize> = self.pipelines.iter().flat_map(Pipeline::cores).collect();
@@ -260,9 +272,9 @@ pub struct StageGroup {
 /// A part of the packet path that can have cores of its own, in the order of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PathStage {
-    /// Takes packets from devices, and checks and traps them.
+    /// Takes packets from devices.
     Receive,
-    /// Finds what shall become of each.
+    /// Checks and traps them, and finds what shall become of each.
     Classify,
     /// Makes it of them, and sends them.
     Transform,

@@ -34,12 +34,26 @@ impl AllocatorThread {
             let started = Instant::now();
             let mut sampler = Sampler::default();
             let mut allocator = Allocator::new(policy, pipelines);
+            let mut cores: Vec<usize> = Vec::new();
             while stopped.recv_timeout(SAMPLE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 let Some(demands) = host.with_crew(|crew| crew.sample(&mut sampler)) else { break };
+                // What was changed by hand since the last look.
+                for (pipeline, (demand, before)) in demands.iter().zip(&cores).enumerate() {
+                    if demand.cores != *before {
+                        allocator.resize(pipeline, demand.cores as isize - *before as isize);
+                    }
+                }
+                cores = demands.iter().map(|demand| demand.cores).collect();
                 if let Some(wanted) = allocator.decide(started.elapsed(), &demands) {
                     let made = make(&host, wanted);
                     let now = started.elapsed();
-                    if made { allocator.made(wanted, now) } else { allocator.refused(wanted, now) }
+                    if made {
+                        cores[wanted.from] -= 1;
+                        cores[wanted.to] += 1;
+                        allocator.made(wanted, now);
+                    } else {
+                        allocator.refused(wanted, now);
+                    }
                 }
             }
         })?;

@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status};
 pub struct Service {
     pub(super) host: Arc<Host>,
     pub(super) committer: Committer,
-    layout: config::Layout,
+    layout: &'static str,
     idle: config::Idle,
     trapped: broadcast::Sender<Arc<TrappedFrame>>,
 }
@@ -80,10 +80,10 @@ impl Service {
     pub fn new(
         host: Arc<Host>,
         committer: Committer,
-        workers: &config::Workers,
+        config: &config::Config,
         trapped: broadcast::Sender<Arc<TrappedFrame>>,
     ) -> Service {
-        Service { host, committer, layout: workers.layout, idle: workers.idle, trapped }
+        Service { host, committer, layout: config.layout_name(), idle: config.workers.idle, trapped }
     }
 
     /// Hands in a batch of one request, and waits until it is in force.

@@ -18,7 +18,7 @@ impl v1::workers_server::Workers for Service {
         let v1::AddWorkerRequest { core, pipeline, stage } = request.into_inner();
         let added = self.change(move |host| {
             let added = host.change_crew(|crew| crew.add_worker(core as usize, &pipeline, &stage));
-            Ok(added.transpose().map_err(HostError::from)?)
+            added.transpose().map_err(HostError::from)
         });
         let (name, changed) = added.await?.ok_or_else(stopping)?;
         if changed {
@@ -34,7 +34,7 @@ impl v1::workers_server::Workers for Service {
         let core = request.into_inner().core;
         let removed = self.change(move |host| {
             let removed = host.change_crew(|crew| crew.remove_worker(core as usize));
-            Ok(removed.transpose().map_err(HostError::from)?)
+            removed.transpose().map_err(HostError::from)
         });
         let name = removed.await?.ok_or_else(stopping)?;
         tracing::info!("worker {name:?} was removed from core {core}");

@@ -288,6 +288,7 @@ fn values_of_tables_are_checked() {
 #[test]
 fn split_fits_the_machine() {
     let config = read("[workers]\nlayout = 'split'").unwrap();
+    assert_eq!(config.layout_name(), "split");
     let [front, back] = &config.pipelines[0].groups[..] else { panic!("{:?}", config.pipelines) };
     assert_eq!((&front.stages[..], &front.cores[..]), (&PathStage::PATH[..2], &[1][..]));
     assert_eq!((&back.stages[..], &back.cores[..]), (&PathStage::PATH[2..], &[2, 3][..]));

@@ -56,7 +56,7 @@ fn every_key_is_read() {
         groups: vec![group(&PathStage::PATH, &[0], WhenFull::Drop, 1024)],
     };
     let config = read(&text).unwrap();
-    assert_eq!(config.pipelines, [gold, rest]);
+    assert_eq!((&config.pipelines[..], config.layout_name()), (&[gold, rest][..], "pipelines"));
     assert_eq!(config.worker_cores(), [0, 1, 2, 3]);
 }
 
@@ -93,7 +93,8 @@ fn cores_that_nobody_names_are_shared() {
     let text = "[workers]\ncores = '0-2'\n[[pipeline]]\nname = 'a'\nports = ['vm1']\n[[pipeline]]\nname = 'b'\ncores = '1,3'";
     assert_eq!(cores(&with_ports(text)), named(&[("a", &[0, 2]), ("b", &[1, 3])]));
     // Least cores are counted after sharing.
-    assert_eq!(read("[[pipeline]]\nname = 'a'\nmin_cores = 3").unwrap().pipelines[0].min_cores, 3);
+    let whole = read("[[pipeline]]\nname = 'a'\nmin_cores = 3").unwrap();
+    assert_eq!((whole.pipelines[0].min_cores, whole.layout_name()), (3, "fused"));
     assert_eq!(
         report("[[pipeline]]\nname = 'a'\nmin_cores = 4"),
         ["line 3: pipeline \"a\": min_cores = 4: too large (write 0 to 3 cores)"]
