@@ -23,6 +23,7 @@ use crate::pool::PacketPool;
 use crate::precheck::precheck;
 use crate::queue::{RxQueue, TxQueue};
 use crate::tap_signals::NoFreeSignals;
+use crate::vf::Functions;
 use crate::wake::Teller;
 
 pub use forebay_dpdk_sys::PortStats as DeviceStats;
@@ -87,6 +88,9 @@ impl Device {
     pub fn open(_eal: Eal, spec: &DeviceSpec, options: &DeviceOptions<'_>) -> Result<Self, DeviceError> {
         let _control = CONTROL.lock();
         check(spec, options)?;
+        let spec = &Functions::of_this_host()
+            .resolve(spec)
+            .map_err(|error| DeviceError::NoVf { device: spec.to_string(), reason: error.to_string() })?;
         // SAFETY: both read numbers.
         let (used, limit) = unsafe { (sys::fb_port_count(), sys::fb_port_limit()) };
         if used >= limit {

@@ -27,6 +27,7 @@ mod precheck;
 mod queue;
 mod tap_signals;
 pub mod tsc;
+pub mod vf;
 mod wake;
 
 pub use burst::{BURST, Drain, PacketBurst};
