@@ -264,6 +264,10 @@ impl OpenDevice {
         self.port
     }
 
+    pub(crate) fn has_foreign_tags(&self) -> bool {
+        matches!(self.spec, DeviceSpec::Pci { .. })
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities::new(self.info.rx_offloads, self.info.tx_offloads, self.info.rss_flow_types)
     }

@@ -21,8 +21,8 @@ pub struct Created {
 }
 
 impl Functions {
-    /// Gives a PF this many VFs. They have no driver then, whatever the kernel would do by itself: a network manager would
-    /// take their interfaces, and a driver would have to be driven out again.
+    /// Gives a PF this many VFs. They have no driver then, and get none by themselves until the PF is released: a network
+    /// manager would take their interfaces, and a driver would have to be driven out again.
     ///
     /// # Errors
     /// It has no SR-IOV or not that much, it has another number of VFs already, it carries the host itself (the last two
@@ -36,18 +36,32 @@ impl Functions {
             return Ok(created);
         }
         let before = locked.records.clone();
-        let record = PfRecord { former_vfs, owner: owner.clone() };
+        let former_autoprobe = self.sysfs.autoprobe(&created.pf.address);
+        let record =
+            PfRecord { former_vfs, former_autoprobe: former_autoprobe.clone(), owner: owner.clone() };
         // What was before the first change is what must be restored.
         locked.records.physical.entry(created.pf.address.clone()).or_insert(record);
         for gone in locked.records.vfs_of(&created.pf.address) {
             locked.records.functions.remove(&gone);
         }
         locked.save()?;
-        if let Err(error) = set_num_vfs(&self.sysfs, &*self.kernel, &created.pf, former_vfs, count) {
+        let (sysfs, kernel, pf) = (&self.sysfs, &*self.kernel, &created.pf);
+        let mut undo = Undo::default();
+        let quiet = former_autoprobe.as_ref().filter(|_| count != 0).map(|former| {
+            set_autoprobe(sysfs, kernel, pf, "0")?;
+            undo.push("drivers do not take new VFs by themselves".into(), || {
+                set_autoprobe(sysfs, kernel, pf, former)
+            });
+            Ok(())
+        });
+        let done = quiet.unwrap_or(Ok(())).and_then(|()| set_num_vfs(sysfs, kernel, pf, former_vfs, count));
+        if let Err(cause) = done {
+            let error = undo.after(cause);
             locked.records = before;
             locked.save()?;
             return Err(error);
         }
+        drop(undo);
         Ok(created)
     }
 
@@ -111,34 +125,45 @@ pub(super) fn set_num_vfs(
     from: u32,
     to: u32,
 ) -> Result<(), VfError> {
-    let folder = sysfs.function_path(&pf.address);
-    let write = |file: &str, value: &str, step: &str| {
-        kernel.write(&folder.join(file), value).map_err(|source| VfError::Write {
-            object: format!("PF {}", pf.short_name()),
-            step: step.to_owned(),
-            source,
-        })
+    let num_vfs = |count: u32| {
+        write(sysfs, kernel, pf, "sriov_numvfs", &count.to_string(), &format!("make {count} VFs"))
     };
-    let num_vfs = |count: u32| write("sriov_numvfs", &count.to_string(), &format!("make {count} VFs"));
-    let probe = sysfs.autoprobe(&pf.address).filter(|_| to != 0);
-    if probe.is_some() {
-        write("sriov_drivers_autoprobe", "0", "keep drivers off new VFs")?;
-    }
     let emptied = if from == 0 { Ok(()) } else { num_vfs(0) };
     let filled = emptied.and_then(|()| if to == 0 { Ok(()) } else { num_vfs(to) });
-    let mut undo = Undo::default();
-    if from != 0 && filled.is_err() {
-        undo.push(format!("the {from} VFs are gone"), || num_vfs(0).and_then(|()| num_vfs(from)));
-    }
-    // In any case, and first: VFs of before had the drivers that the kernel gave them.
-    if let Some(probe) = &probe {
-        let restore = || write("sriov_drivers_autoprobe", probe, "let drivers take new VFs again");
-        undo.push("drivers do not take new VFs by themselves".into(), restore);
-    }
-    match filled {
-        Ok(()) => undo.run(),
-        Err(cause) => Err(undo.after(cause)),
-    }
+    filled.map_err(|cause| {
+        let mut undo = Undo::default();
+        if from != 0 {
+            undo.push(format!("the {from} VFs are gone"), || num_vfs(0).and_then(|()| num_vfs(from)));
+        }
+        undo.after(cause)
+    })
+}
+
+/// Tells the kernel whether drivers may take VFs by themselves: those that come, and those that have none when a driver is
+/// loaded.
+pub(super) fn set_autoprobe(
+    sysfs: &Sysfs,
+    kernel: &dyn Kernel,
+    pf: &Function,
+    value: &str,
+) -> Result<(), VfError> {
+    let step = "say whether drivers may take its VFs by themselves";
+    write(sysfs, kernel, pf, "sriov_drivers_autoprobe", value, step)
+}
+
+fn write(
+    sysfs: &Sysfs,
+    kernel: &dyn Kernel,
+    pf: &Function,
+    file: &str,
+    value: &str,
+    step: &str,
+) -> Result<(), VfError> {
+    kernel.write(&sysfs.function_path(&pf.address).join(file), value).map_err(|source| VfError::Write {
+        object: format!("PF {}", pf.short_name()),
+        step: step.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -163,13 +188,13 @@ mod tests {
         assert_eq!(listed.len(), 4);
         assert!(listed[1..].iter().all(|vf| vf.function.driver.is_none()));
         assert_eq!(listed[0].owner, Some(Owner::Command));
-        assert_eq!(machine.autoprobe(PF), "1", "as it was");
+        assert_eq!(machine.autoprobe(PF), "0", "nor do they get one when a driver is loaded");
         // Asked for again, nothing happens.
         assert_eq!(functions.create(&pf(), 3, false, &Owner::Command).unwrap().former_vfs, 3);
 
         let released = functions.release(&pf(), false).unwrap();
         assert_eq!(released.physical, [("ens1".to_owned(), 0)]);
-        assert_eq!(functions.list().unwrap().len(), 1);
+        assert_eq!((functions.list().unwrap().len(), machine.autoprobe(PF).as_str()), (1, "1"));
         assert_eq!(functions.records.read().unwrap(), Records::default());
     }
 

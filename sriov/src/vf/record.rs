@@ -55,6 +55,8 @@ pub(super) struct Records {
 #[serde(deny_unknown_fields)]
 pub(super) struct PfRecord {
     pub(super) former_vfs: u32,
+    /// Whether drivers took its VFs by themselves; `None` where the kernel has no such switch.
+    pub(super) former_autoprobe: Option<String>,
     pub(super) owner: Owner,
 }
 
@@ -182,7 +184,7 @@ mod tests {
             owner: Owner::Daemon("host-a".into()),
         };
         locked.records.functions.insert("0000:3b:02.3".into(), record);
-        let pf = PfRecord { former_vfs: 0, owner: Owner::Command };
+        let pf = PfRecord { former_vfs: 0, former_autoprobe: Some("1".into()), owner: Owner::Command };
         locked.records.physical.insert("0000:3b:00.0".into(), pf);
         locked.save().unwrap();
         let written = locked.records.clone();

@@ -2,7 +2,7 @@
 
 use super::Functions;
 use super::bind::{apply, rebind};
-use super::create::{set_num_vfs, vfs_are_unused};
+use super::create::{set_autoprobe, set_num_vfs, vfs_are_unused};
 use super::error::VfError;
 use super::record::{FunctionRecord, Locked, Owner};
 use super::safety;
@@ -163,10 +163,15 @@ impl Functions {
         released: &mut Released,
     ) -> Result<(), VfError> {
         let FunctionKind::Physical { num_vfs, .. } = pf.kind else { return Ok(()) };
-        let Some(record) = locked.records.physical.get(&pf.address) else { return Ok(()) };
+        let Some(record) = locked.records.physical.get(&pf.address).cloned() else { return Ok(()) };
         let former = record.former_vfs;
         if num_vfs != former {
             vfs_are_unused(&self.sysfs, &*self.kernel, pf, num_vfs, force, &locked.records)?;
+        }
+        if let Some(former) = &record.former_autoprobe {
+            set_autoprobe(&self.sysfs, &*self.kernel, pf, former)?;
+        }
+        if num_vfs != former {
             set_num_vfs(&self.sysfs, &*self.kernel, pf, num_vfs, former)?;
         }
         locked.records.physical.remove(&pf.address);

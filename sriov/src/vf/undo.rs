@@ -16,29 +16,18 @@ impl<'a> Undo<'a> {
         self.steps.push((what, Box::new(step)));
     }
 
-    /// Goes back, though nothing failed: for what was changed for a moment only.
-    pub(super) fn run(self) -> Result<(), VfError> {
-        let left = self.back();
-        if left.is_empty() { Ok(()) } else { Err(VfError::HalfRestored { left: left.join("; ") }) }
-    }
-
     /// Goes back, and gives the reason for it; with what could not be undone.
     pub(super) fn after(self, cause: VfError) -> VfError {
-        let left = self.back();
-        if left.is_empty() {
-            return cause;
-        }
-        VfError::HalfUndone { cause: Box::new(cause), left: left.join("; ") }
-    }
-
-    fn back(self) -> Vec<String> {
         let mut left = Vec::new();
         for (what, step) in self.steps.into_iter().rev() {
             if let Err(error) = step() {
                 left.push(format!("{what}: {error}"));
             }
         }
-        left
+        if left.is_empty() {
+            return cause;
+        }
+        VfError::HalfUndone { cause: Box::new(cause), left: left.join("; ") }
     }
 }
 
