@@ -20,7 +20,8 @@ impl PortFunctions {
         Self { functions: Functions::of_this_host(), owner, used: AtomicBool::new(false) }
     }
 
-    /// Makes the VFs that ports name, where their PF has none.
+    /// Makes the VFs that ports name, where their PF has none. For ports that come, not for those whose VF is taken away under
+    /// them: whoever did that has a reason.
     ///
     /// # Errors
     /// There is no such PF, or it cannot have them.
@@ -50,10 +51,8 @@ impl PortFunctions {
             return Ok(spec);
         }
         self.used.store(true, Ordering::Relaxed);
-        // A port that is added later may be the first on its PF.
         self.functions
-            .make_vfs(std::iter::once(&spec), &self.owner)
-            .and_then(|()| self.functions.prepare(&spec, settings(port), &self.owner))
+            .prepare(&spec, settings(port), &self.owner)
             .map_err(|source| HostError::Function { port: port.name.clone(), source })
     }
 

@@ -277,6 +277,7 @@ impl Host {
                 (None, parent.device_id, parent.mac)
             }
             Place::Dpdk(text) => {
+                self.functions.make_vfs(std::iter::once(&port))?;
                 let queues = self.crew.lock().as_ref().map_or(1, Crew::queues_wanted);
                 let mut device = self.open_device(&port, text, queues)?;
                 if let Some(crew) = self.crew.lock().as_mut() {
@@ -299,7 +300,12 @@ impl Host {
         Ok(())
     }
 
-    fn open_device(&self, port: &config::Port, text: &str, queues: u16) -> Result<Device, HostError> {
+    pub(super) fn open_device(
+        &self,
+        port: &config::Port,
+        text: &str,
+        queues: u16,
+    ) -> Result<Device, HostError> {
         let spec: DeviceSpec =
             text.parse().map_err(|error| HostError::Port(format!("port {:?}: {error}", port.name)))?;
         let is_vf = matches!(spec, DeviceSpec::Vf { .. });
@@ -403,7 +409,7 @@ impl Host {
     }
 
     /// Waits until every worker has begun a round after now: what it was asked to do before, it has done then.
-    fn settle(&self, desk: &Desk) -> Result<(), HostError> {
+    pub(super) fn settle(&self, desk: &Desk) -> Result<(), HostError> {
         for _ in 0..2 {
             let version = self.publisher.publish(desk.snapshot.clone());
             self.publisher.wait(version, PASS_TIMEOUT)?;
@@ -412,7 +418,7 @@ impl Host {
     }
 
     /// Tells rules and tunnels which ports are there. True where the way of some tunnel is another one now.
-    fn meet_ports(&self, desk: &mut Desk) -> bool {
+    pub(super) fn meet_ports(&self, desk: &mut Desk) -> bool {
         let ports = self.ports.read();
         let mut book = self.book.lock();
         for (name, record) in &ports.by_name {
@@ -451,7 +457,12 @@ impl Host {
     }
 
     /// Publishes after ports have come or gone. Where `moved` is set, what every rule leads to may have changed.
-    fn publish_ports(&self, desk: &mut Desk, applied: Applied, moved: bool) -> Result<(), HostError> {
+    pub(super) fn publish_ports(
+        &self,
+        desk: &mut Desk,
+        applied: Applied,
+        moved: bool,
+    ) -> Result<(), HostError> {
         let next = {
             let ports = self.ports.read();
             desk.redraw_ports(&ports.by_name, ports.devices(), &applied, moved, &self.book.lock())

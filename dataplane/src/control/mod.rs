@@ -19,6 +19,7 @@ pub mod names;
 pub mod notice;
 pub mod ports;
 pub mod record;
+mod renewal;
 pub mod request;
 pub mod resolver;
 pub mod routes;

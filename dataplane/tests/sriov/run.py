@@ -17,6 +17,7 @@ Exit status 0 where all is as promised. Emulated time is noisy: limits are gener
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -25,7 +26,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "interop"))
 import daemon  # noqa: E402
 from lab import Failure, Lab, check, run, wait_until  # noqa: E402
-from traffic import expect_ping, tcp_transfer  # noqa: E402
+from traffic import expect_ping as expect_ping_within  # noqa: E402
+from traffic import ping, tcp_transfer  # noqa: E402
 
 GATEWAY_MAC = {"host-a": "02:00:00:00:0a:fe", "host-b": "02:00:00:00:0b:fe"}
 UPLINK_MAC = {"host-a": "02:00:00:00:0a:01", "host-b": "02:00:00:00:0b:01"}
@@ -36,12 +38,19 @@ UPLINK_MTU = 1600
 VNI = 100
 PINGS = 5
 TRANSFER_BYTES = 1_000_000
+# A PF takes seconds to get its link back, and the emulated CPU may be a busy one.
+RECOVERY_S = 60
 RECORD = "/run/forebay/vf/record.json"
 
 
 def step(text):
     """Tells the reader of the log what comes next, and when."""
     print(f"  - {time.monotonic():.0f} s: {text}", flush=True)
+
+
+def expect_ping(namespace, target, count, **keywords):
+    """Every echo request is answered, however long that takes an emulated CPU."""
+    expect_ping_within(namespace, target, count, wait_s=20, **keywords)
 
 
 class Root:
@@ -187,11 +196,14 @@ def two_hosts(lab, forebay, root):
     """Tenants of two hosts talk, and one of them with a kernel's VXLAN device."""
     step("host-a's functions are made and bound by hand, host-b's by its daemon")
     forebay.vf("create", "nic0", "3")
+    forebay.vf("bind", "nic0/0")
     forebay.vf("bind", "nic0/1", "--vlan", "10")
     # Of what a daemon makes, the tenant's is one too.
     forebay.vf("create", "nic1", "3")
-    host_a = daemon.Host(lab, root, "host-a", ports("host-a", "nic0", "vm1"), core=1, hugepages="auto")
-    host_b = daemon.Host(lab, root, "host-b", ports("host-b", "nic1", "vm2"), core=2, hugepages="auto")
+    # Naps of 50 us would keep an emulated CPU busy with nothing else.
+    common = {"hugepages": "auto", "workers": {"max_added_latency_us": 2000}}
+    host_a = daemon.Host(lab, root, "host-a", ports("host-a", "nic0", "vm1"), core=1, **common)
+    host_b = daemon.Host(lab, root, "host-b", ports("host-b", "nic1", "vm2"), core=2, **common)
     for host in (host_a, host_b):
         host.start()
     forebay.expect("nic0/1", driver="vfio-pci", mac=GATEWAY_MAC["host-a"], vlan=10, spoof_check=False, changed_by="command")
@@ -220,7 +232,52 @@ def two_hosts(lab, forebay, root):
     expect_ping(vm1.namespace, kernel.v4, PINGS)
     expect_ping(root, vm1.v4, PINGS, extra=("-I", "vx100"))
     passed(host_a, middle, {what: 2 * PINGS for what in ("vm1 rx", "uplink0 tx", "uplink0 rx", "vm1 tx")})
-    return host_a, host_b
+    return host_a, host_b, vm1, vm2
+
+
+def expect_ping_soon(tenant, target, why):
+    """A ping gets through before long."""
+    def answered():
+        return ping(tenant.namespace, target, 1)[0]
+
+    wait_until(answered, f"no ping from {tenant.name} to {target} {why}", RECOVERY_S)
+    expect_ping(tenant.namespace, target, PINGS)
+
+
+def faults(host_a, host_b, vm1, vm2):
+    """What befalls functions under traffic is survived, and told."""
+    step("a PF that goes down and up resets its VFs under traffic: both ports of its host come back by themselves")
+    flood = vm1.namespace.spawn("ping", "-n", "-q", "-i", "0.02", vm2.v4, stdout=subprocess.DEVNULL)
+    begin = os.path.getsize(host_a.log)
+    run("ip", "link", "set", "nic0", "down")
+    run("ip", "link", "set", "nic0", "up")
+    for port in ("uplink0", "vm1"):
+        reset = f'port "{port}": its device was reset'
+        wait_until(lambda text=reset: text in host_a.log_text(begin), f"host-a does not say: {reset}", RECOVERY_S)
+        told = f'port "{port}": its device is open again'
+        wait_until(lambda text=told: text in host_a.log_text(begin), f"host-a does not say: {told}", RECOVERY_S)
+    expect_ping_soon(vm1, vm2.v4, "after the reset")
+    expect_ping_soon(vm2, vm1.v4, "after the reset")
+    check(flood.poll() is None, "the stream of pings has ended by itself")
+
+    step("VFs that are taken away under traffic are let go of; the ports are down, and up again once VFs are back")
+    count = "/sys/class/net/nic0/device/sriov_numvfs"
+    begin = os.path.getsize(host_a.log)
+    # Returns when everybody has let go.
+    run("bash", "-c", f"echo 0 >{count}", timeout_s=RECOVERY_S)
+    for port in ("uplink0", "vm1"):
+        told = f'port "{port}": its device is taken away'
+        wait_until(lambda text=told: text in host_a.log_text(begin), f"host-a does not say: {told}", RECOVERY_S)
+        wait_until(lambda name=port: not host_a.ports()[name]["up"], f"port list has {port} up", RECOVERY_S)
+    flood.kill()
+    flood.wait()
+    host_a.at_rest()
+    run("bash", "-c", f"echo 3 >{count}", timeout_s=RECOVERY_S)
+    for port in ("uplink0", "vm1"):
+        wait_until(lambda name=port: host_a.ports()[name]["up"], f"port list has {port} down", RECOVERY_S)
+    wait_until(lambda: ping(host_a.namespace, UNDERLAY["host-a"], 1)[0], "host-a does not answer on the underlay", RECOVERY_S)
+    host_a.at_rest()
+    host_b.at_rest()
 
 
 def take_back(forebay, host_a, host_b):
@@ -230,7 +287,7 @@ def take_back(forebay, host_a, host_b):
         host.stop()
     forebay.expect("nic1/0", driver=None, mac="00:00:00:00:00:00", changed_by=None)
     forebay.expect("nic1/1", driver=None, vlan=0, spoof_check=True, changed_by=None)
-    forebay.expect("nic0/1", driver="vfio-pci", vlan=10, changed_by="command")
+    forebay.expect("nic0/0", driver="vfio-pci", changed_by="command")
     for pf in ("nic0", "nic1"):
         forebay.vf("release", pf, says=f"{pf}: 0 VFs, as before")
     with open(RECORD, encoding="utf-8") as file:
@@ -250,7 +307,9 @@ def main():
     status = 1
     try:
         life_cycle(forebay)
-        take_back(forebay, *two_hosts(lab, forebay, Root(lab)))
+        host_a, host_b, vm1, vm2 = two_hosts(lab, forebay, Root(lab))
+        faults(host_a, host_b, vm1, vm2)
+        take_back(forebay, host_a, host_b)
         print("sriov: passed")
         status = 0
     except Failure as failure:
