@@ -17,6 +17,7 @@ const LIBRARIES: &[&str] = &["rte_ethdev", "rte_mbuf", "rte_mempool", "rte_ring"
 fn main() {
     println!("cargo:rerun-if-changed=src/shim.c");
     println!("cargo:rerun-if-changed=src/memif_wake.c");
+    println!("cargo:rerun-if-changed=src/port_events.c");
     println!("cargo:rerun-if-changed=src/layout.rs");
     println!("cargo:rerun-if-env-changed=PKG_CONFIG_PATH");
 
@@ -25,7 +26,13 @@ fn main() {
     write_layout_checks(&out.join("layout_checks.h"));
 
     let mut build = cc::Build::new();
-    build.file("src/shim.c").file("src/memif_wake.c").include(&out).opt_level(2).flag("-std=gnu11");
+    build
+        .file("src/shim.c")
+        .file("src/memif_wake.c")
+        .file("src/port_events.c")
+        .include(&out)
+        .opt_level(2)
+        .flag("-std=gnu11");
     // Without this, headers that mention an experimental function anywhere refuse to be inlined.
     build.define("ALLOW_EXPERIMENTAL_API", None);
     for flag in &flags {

@@ -8,11 +8,23 @@ pub struct Capabilities {
     rx: u64,
     tx: u64,
     rss: bool,
+    rx_interrupts: bool,
 }
 
 impl Capabilities {
     pub(crate) fn new(rx: u64, tx: u64, rss_flow_types: u64) -> Self {
-        Self { rx, tx, rss: rss_flow_types != 0 || rx & layout::RX_OFFLOAD_RSS_HASH != 0 }
+        let rss = rss_flow_types != 0 || rx & layout::RX_OFFLOAD_RSS_HASH != 0;
+        Self { rx, tx, rss, rx_interrupts: false }
+    }
+
+    pub(crate) fn with_rx_interrupts(self, rx_interrupts: bool) -> Self {
+        Self { rx_interrupts, ..self }
+    }
+
+    /// Wakes a worker that sleeps when packets come. Where it cannot, the worker looks from time to time.
+    #[must_use]
+    pub fn rx_interrupts(&self) -> bool {
+        self.rx_interrupts
     }
 
     /// Computes IPv4 header checksums of sent packets.
@@ -87,6 +99,7 @@ impl Capabilities {
             ("vlan_strip", self.vlan_strip()),
             ("vlan_insert", self.vlan_insert()),
             ("rss", self.rss()),
+            ("rx_interrupts", self.rx_interrupts()),
             ("rx_scatter", self.rx_scatter()),
             ("multi_segment_tx", self.multi_segment_tx()),
         ];
@@ -108,5 +121,6 @@ mod tests {
         );
         assert_eq!(some.names(), ["tso", "rss", "rx_scatter", "multi_segment_tx"]);
         assert!(some.multi_segment_tx() && !some.vlan_strip());
+        assert_eq!(Capabilities::default().with_rx_interrupts(true).names(), ["rx_interrupts"]);
     }
 }

@@ -23,6 +23,8 @@ use crate::pool::PacketPool;
 use crate::precheck::precheck;
 use crate::queue::{RxQueue, TxQueue};
 use crate::tap_signals::NoFreeSignals;
+use crate::trouble::{LinkMemory, Trouble};
+use crate::vf::Functions;
 use crate::wake::Teller;
 
 pub use forebay_dpdk_sys::PortStats as DeviceStats;
@@ -76,6 +78,9 @@ impl<'a> DeviceOptions<'a> {
 pub struct Device {
     open: Arc<OpenDevice>,
     queues: Vec<(RxQueue, TxQueue)>,
+    /// Every receive queue wakes who waits for it.
+    tells: bool,
+    link: LinkMemory,
 }
 
 impl Device {
@@ -87,6 +92,9 @@ impl Device {
     pub fn open(_eal: Eal, spec: &DeviceSpec, options: &DeviceOptions<'_>) -> Result<Self, DeviceError> {
         let _control = CONTROL.lock();
         check(spec, options)?;
+        let spec = &Functions::of_this_host()
+            .resolve(spec)
+            .map_err(|error| DeviceError::NoVf { device: spec.to_string(), reason: error.to_string() })?;
         // SAFETY: both read numbers.
         let (used, limit) = unsafe { (sys::fb_port_count(), sys::fb_port_limit()) };
         if used >= limit {
@@ -104,13 +112,15 @@ impl Device {
 
         let linearize = !open.capabilities().multi_segment_tx() && !spec.takes_chains();
         let open = Arc::new(open);
+        let mut tells = true;
         let pair = |queue| {
             let teller = open.teller(queue, options);
+            tells &= !matches!(teller, Teller::Silent);
             let receive = RxQueue::new(Arc::clone(&open), queue, options.rx_descriptors, teller);
             (receive, TxQueue::new(Arc::clone(&open), queue, options.mtu, linearize))
         };
         let queues = (0..queues).map(pair).collect();
-        Ok(Self { open, queues })
+        Ok(Self { open, queues, tells, link: LinkMemory::default() })
     }
 
     /// DPDK's number of the port; received packets carry it.
@@ -158,7 +168,7 @@ impl Device {
     /// What the device is able to do.
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
-        self.open.capabilities()
+        self.open.capabilities().with_rx_interrupts(self.tells)
     }
 
     /// Whether the link is up. A system call for devices that stand on a kernel interface. A tap interface that was
@@ -172,7 +182,23 @@ impl Device {
         }
         let _control = CONTROL.lock();
         // SAFETY: the port is open.
-        unsafe { sys::fb_port_link_up(self.open.port) == 1 }
+        let up = unsafe { sys::fb_port_link_up(self.open.port) == 1 };
+        self.link.seen(up);
+        up
+    }
+
+    /// What has befallen the device since the last call. It passes no packets then, until it is closed and opened again; one
+    /// that goes away holds up whoever takes it until it is closed. Some drivers do not tell; there [`Self::link_up`] must
+    /// be asked from time to time.
+    #[must_use]
+    pub fn take_trouble(&self) -> Option<Trouble> {
+        // SAFETY: exchanges a number.
+        let events = unsafe { sys::fb_port_take_events(self.open.port) };
+        if events & sys::EVENT_GOES_AWAY != 0 {
+            return Some(Trouble::GoesAway);
+        }
+        let was_reset = events & sys::EVENT_WAS_RESET != 0 || self.link.take_reset(&self.open.driver);
+        was_reset.then_some(Trouble::WasReset)
     }
 
     /// The device's own counters; zeroes where the driver has none.
@@ -193,7 +219,7 @@ impl Device {
     /// # Errors
     /// Other queue handles are still held, or DPDK does not let go of the device.
     pub fn close(self, queues: Vec<(RxQueue, TxQueue)>) -> Result<(), DeviceError> {
-        let Self { open, queues: own } = self;
+        let Self { open, queues: own, .. } = self;
         drop((queues, own));
         match Arc::try_unwrap(open) {
             Ok(mut open) => open.shut(),
@@ -258,6 +284,10 @@ pub(crate) struct OpenDevice {
 impl OpenDevice {
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    pub(crate) fn has_foreign_tags(&self) -> bool {
+        matches!(self.spec, DeviceSpec::Pci { .. })
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -432,6 +462,9 @@ impl OpenDevice {
         match unsafe { sys::fb_port_start(self.port) } {
             0 => {
                 self.started = true;
+                // Before the start a driver may tell of a reset that it makes itself. Without the telling all else works.
+                // SAFETY: the port is started.
+                let _ = unsafe { sys::fb_port_watch(self.port) };
                 Ok(())
             }
             error => Err(self.failed("start it", error)),

@@ -26,7 +26,9 @@ mod pool;
 mod precheck;
 mod queue;
 mod tap_signals;
+mod trouble;
 pub mod tsc;
+pub mod vf;
 mod wake;
 
 pub use burst::{BURST, Drain, PacketBurst};
@@ -40,4 +42,5 @@ pub use hugepages::Hugepages;
 pub use packet::{ChecksumStatus, Packet, Segments};
 pub use pool::{DEFAULT_DATA_ROOM_BYTES, HEADROOM_BYTES, PacketPool};
 pub use queue::{RxQueue, TxQueue};
+pub use trouble::Trouble;
 pub use wake::Wake;

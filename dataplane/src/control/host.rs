@@ -10,6 +10,7 @@ use super::book::{Book, PortKind};
 use super::crew::{ChangeError, Crew, CrewError, Ends};
 use super::desk::Desk;
 use super::flows::FlowsError;
+use super::functions::PortFunctions;
 use super::ports::{PortRecord, PortSource, Ports};
 use super::resolver::Resolver;
 use super::rule_error::RuleError;
@@ -23,6 +24,7 @@ use crate::rules::rule::NotCanonical;
 use crate::snapshot::{MAX_PORTS, Neighbours, Snapshot};
 use forebay_api::spec_error::SpecError;
 use forebay_pipeline::publish::{Publisher, Stalled};
+use forebay_sriov::vf::VfError;
 use forebay_sriov::{
     DEFAULT_DATA_ROOM_BYTES, Device, DeviceError, DeviceOptions, DeviceSpec, Eal, EalError, EalOptions,
     PacketPool, PoolError,
@@ -69,6 +71,17 @@ pub enum HostError {
         /// What is wrong.
         source: DeviceError,
     },
+    /// What a port's device stands on cannot be had.
+    #[error("port {port:?}: {source}")]
+    Function {
+        /// The port.
+        port: String,
+        /// What is wrong.
+        source: VfError,
+    },
+    /// VFs cannot be made.
+    #[error(transparent)]
+    Functions(#[from] VfError),
     /// A port cannot be accepted.
     #[error("{0}")]
     Port(String),
@@ -133,6 +146,8 @@ pub struct Host {
     pub(super) rules: AtomicUsize,
     /// Rules of the state file that this program cannot read. They stay there, for the one that wrote them.
     pub(super) unreadable: Mutex<BTreeSet<segment::Place>>,
+    /// What devices stand on.
+    pub(super) functions: PortFunctions,
 }
 
 impl Host {
@@ -194,14 +209,19 @@ impl Host {
             listing: Mutex::default(),
             rules: AtomicUsize::new(0),
             unreadable: Mutex::default(),
+            functions: PortFunctions::new(&config.host.name),
         };
-        host.restore(config)?;
+        if let Err(error) = host.restore(config) {
+            host.stop();
+            return Err(error);
+        }
         Ok((Arc::new(host), ends))
     }
 
     /// Opens the ports of the config file and of the state, and loads the state's rules.
     fn restore(&self, config: &Config) -> Result<(), HostError> {
         let desk = &mut *self.desk.lock();
+        self.functions.make_vfs(config.ports.iter())?;
         // Ports with devices first: ports behind VLAN tags need theirs.
         let (with_device, behind): (Vec<_>, Vec<_>) =
             config.ports.iter().partition(|port| matches!(port.device, Place::Dpdk(_)));
@@ -226,6 +246,9 @@ impl Host {
             }
         }
         stored.sort_by_key(|port| matches!(port.device, Place::Vlan { .. }));
+        if let Err(error) = self.functions.make_vfs(stored.iter()) {
+            tracing::error!("ports of the state: {error}");
+        }
         for port in stored {
             let name = port.name.clone();
             if let Some(record) = self.ports.read().by_name.get(&name) {
@@ -268,6 +291,7 @@ impl Host {
                 (None, parent.device_id, parent.mac)
             }
             Place::Dpdk(text) => {
+                self.functions.make_vfs(std::iter::once(&port))?;
                 let (line, queues, pool) = self.place_of(&port)?;
                 let mut device = self.open_device(&port, text, queues, &pool)?;
                 if let Some(crew) = self.crew.lock().as_mut() {
@@ -292,7 +316,7 @@ impl Host {
 
     /// The pipeline that is to receive a port's packets (an index), the queues that its device is best opened with, and the packet
     /// memory that they come from.
-    fn place_of(&self, port: &config::Port) -> Result<(usize, u16, PacketPool), HostError> {
+    pub(super) fn place_of(&self, port: &config::Port) -> Result<(usize, u16, PacketPool), HostError> {
         let crew = self.crew.lock();
         let Some(crew) = crew.as_ref() else { return Ok((0, 1, self.pool.clone())) };
         let line = crew.line_of_port(&port.name).ok_or_else(|| {
@@ -305,7 +329,7 @@ impl Host {
         Ok((line, crew.queues_wanted(line), pool))
     }
 
-    fn open_device(
+    pub(super) fn open_device(
         &self,
         port: &config::Port,
         text: &str,
@@ -314,10 +338,14 @@ impl Host {
     ) -> Result<Device, HostError> {
         let spec: DeviceSpec =
             text.parse().map_err(|error| HostError::Port(format!("port {:?}: {error}", port.name)))?;
+        let is_vf = matches!(spec, DeviceSpec::Vf { .. });
+        let spec = self.functions.prepare(port, spec)?;
         // A tenant's tap is the tenant's interface, so it gets the tenant's MAC; other devices of tenants are the near end
         // of something whose far end has it.
         let mac = match port.kind {
             config::PortKind::Vf(_) if !matches!(spec, DeviceSpec::Tap { .. }) => None,
+            // Its PF has set it, and takes no word of the VF's any more.
+            config::PortKind::Uplink(_) if is_vf => None,
             config::PortKind::Vf(_) | config::PortKind::Uplink(_) => port.mac.map(|mac| mac.0),
         };
         let options = DeviceOptions { mac, mtu: port.mtu, queues, ..DeviceOptions::new(pool) };
@@ -402,14 +430,16 @@ impl Host {
             crew.release(device.id());
         }
         self.settle(desk)?;
+        let spec = device.spec().clone();
         if let Err(error) = device.close(Vec::new()) {
             tracing::error!("port {name:?}: {error}");
         }
+        self.functions.give_back(name, &spec);
         Ok(())
     }
 
     /// Waits until every worker has begun a round after now: what it was asked to do before, it has done then.
-    fn settle(&self, desk: &Desk) -> Result<(), HostError> {
+    pub(super) fn settle(&self, desk: &Desk) -> Result<(), HostError> {
         for _ in 0..2 {
             let version = self.publisher.publish(desk.snapshot.clone());
             self.publisher.wait(version, PASS_TIMEOUT)?;
@@ -418,7 +448,7 @@ impl Host {
     }
 
     /// Tells rules and tunnels which ports are there. True where the way of some tunnel is another one now.
-    fn meet_ports(&self, desk: &mut Desk) -> bool {
+    pub(super) fn meet_ports(&self, desk: &mut Desk) -> bool {
         let ports = self.ports.read();
         let mut book = self.book.lock();
         for (name, record) in &ports.by_name {
@@ -457,7 +487,12 @@ impl Host {
     }
 
     /// Publishes after ports have come or gone. Where `moved` is set, what every rule leads to may have changed.
-    fn publish_ports(&self, desk: &mut Desk, applied: Applied, moved: bool) -> Result<(), HostError> {
+    pub(super) fn publish_ports(
+        &self,
+        desk: &mut Desk,
+        applied: Applied,
+        moved: bool,
+    ) -> Result<(), HostError> {
         let next = {
             let ports = self.ports.read();
             desk.redraw_ports(&ports.by_name, ports.devices(), &applied, moved, &self.book.lock())
@@ -487,6 +522,7 @@ impl Host {
                 tracing::warn!("port {name:?}: {error}");
             }
         }
+        self.functions.give_all_back();
     }
 }
 

@@ -6,6 +6,7 @@
 use super::crew::{Ends, Joined};
 use super::host::Host;
 use super::notice::{Notice, Trapped};
+use super::renewal::Renewal;
 use super::resolver::Question;
 use crate::snapshot::{PortRole, Snapshot};
 use crate::stages::dispatch::Handoff;
@@ -64,6 +65,7 @@ impl Steward {
             inject: None,
             trapped: trapped.clone(),
             path_mtus: HashMap::new(),
+            renewal: Renewal::default(),
             next_tick: Instant::now(),
         };
         let asked = stop.clone();
@@ -104,6 +106,8 @@ struct Work {
     trapped: broadcast::Sender<Arc<TrappedFrame>>,
     /// What the underlay said of paths to far ends and nobody has minded yet.
     path_mtus: HashMap<IpAddr, u16>,
+    /// Devices that were reset or taken away.
+    renewal: Renewal,
     next_tick: Instant,
 }
 
@@ -118,6 +122,7 @@ impl Work {
             self.next_tick = now + TICK_INTERVAL;
             questions.extend(self.host.resolver().lock().tick(now));
             self.host.mind_path_mtus(&mut self.path_mtus, now);
+            self.renewal.look(&self.host, now);
             for (port, up) in self.host.watch_links() {
                 tracing::info!("port {port:?}: link is {}", if up { "up" } else { "down" });
             }

@@ -165,7 +165,8 @@ impl Host {
         }
         let mut changed = Vec::new();
         for record in records() {
-            let up = links.get(usize::from(record.device_id)).copied().unwrap_or(true);
+            // One that waits for its device has a number that no device has.
+            let up = links.get(usize::from(record.device_id)).copied().unwrap_or(false);
             if record.up.swap(up, Ordering::Relaxed) != up {
                 changed.push((record.config.name.clone(), up));
             }

@@ -169,7 +169,12 @@ pub struct PortStats {
 }
 const _: () = assert!(size_of::<PortStats>() == 64);
 
-#[allow(missing_docs)] // Each is its namesake in shim.c or memif_wake.c, described there.
+/// Of [`fb_port_take_events`]: the device was reset from outside.
+pub const EVENT_WAS_RESET: u32 = 1;
+/// Of [`fb_port_take_events`]: the device is being taken away.
+pub const EVENT_GOES_AWAY: u32 = 2;
+
+#[allow(missing_docs)] // Each is its namesake in the C files, described there.
 unsafe extern "C" {
     pub fn fb_eal_init(argc: c_int, argv: *mut *mut c_char) -> c_int;
     pub fn fb_eal_cleanup() -> c_int;
@@ -224,6 +229,8 @@ unsafe extern "C" {
     pub fn fb_port_mac(port: u16, mac: *mut u8) -> c_int;
     pub fn fb_port_set_mac(port: u16, mac: *const u8) -> c_int;
     pub fn fb_port_link_up(port: u16) -> c_int;
+    pub fn fb_port_watch(port: u16) -> c_int;
+    pub fn fb_port_take_events(port: u16) -> u32;
     pub fn fb_port_stats(port: u16, out: *mut PortStats) -> c_int;
 }
 
