@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use clap::Subcommand;
 use forebay_api::client::Client;
 use forebay_api::v1::{GetPipelineRequest, GetPipelineResponse, Pipeline, Queue, Stage, Worker};
+use forebay_pipeline::counters::{difference, quantile};
 use serde::Serialize;
 
 use super::failure::Failure;
@@ -113,6 +114,10 @@ struct QueueView<'a> {
     name: &'a str,
     depth: u32,
     capacity: u32,
+    /// What its reader found waiting when it took some, over the interval; null where it found nothing.
+    depth_p50: Option<u64>,
+    depth_p99: Option<u64>,
+    depth_max: Option<u64>,
     refused: u64,
 }
 
@@ -226,8 +231,20 @@ impl<'a> StageView<'a> {
 
 impl<'a> QueueView<'a> {
     fn new(before: Option<&Queue>, after: &'a Queue) -> Self {
-        let refused = after.refused.saturating_sub(before.map_or(0, |before| before.refused));
-        Self { name: &after.name, depth: after.depth, capacity: after.capacity, refused }
+        let known = before.map_or(&[][..], |before| &before.depth_histogram);
+        let depths = difference(&after.depth_histogram, known);
+        let was_read = depths.iter().any(|count| *count > 0);
+        // A bucket's bound can be beyond what the ring holds.
+        let depth = |q| was_read.then(|| quantile(&depths, q).min(u64::from(after.capacity)));
+        Self {
+            name: &after.name,
+            depth: after.depth,
+            capacity: after.capacity,
+            depth_p50: depth(0.5),
+            depth_p99: depth(0.99),
+            depth_max: depth(1.0),
+            refused: after.refused.saturating_sub(before.map_or(0, |before| before.refused)),
+        }
     }
 }
 
@@ -297,8 +314,14 @@ fn write_text(view: &PipelineView<'_>, out: &mut Out<'_>) -> io::Result<()> {
         for queue in &worker.queues {
             writeln!(
                 out,
-                "  queue {}: {} of {}, refused {}",
-                queue.name, queue.depth, queue.capacity, queue.refused
+                "  queue {}: {} of {}, p50 {}, p99 {}, max {}, refused {}",
+                queue.name,
+                queue.depth,
+                queue.capacity,
+                items(queue.depth_p50),
+                items(queue.depth_p99),
+                items(queue.depth_max),
+                queue.refused
             )?;
         }
         write_equation(&format!("  {}", worker.name), worker.equation, out)?;
@@ -321,6 +344,10 @@ fn write_stages(stages: &[StageView<'_>], out: &mut Out<'_>) -> io::Result<()> {
         )?;
     }
     table.finish(out)
+}
+
+fn items(number: Option<u64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
 }
 
 fn tenths(number: Option<f64>) -> String {
@@ -352,7 +379,14 @@ mod tests {
                 stage("classify", false, 90, 4_000),
                 stage("transmit", true, 0, 0),
             ],
-            queues: vec![Queue { name: "classify".into(), depth: 3, capacity: 1024, refused: scale }],
+            queues: vec![Queue {
+                name: "classify".into(),
+                depth: 3,
+                capacity: 1024,
+                refused: scale,
+                // 99 times 2 packets, once 1000.
+                depth_histogram: [&[0, 0, 99 * scale][..], &[0; 60], &[scale], &[0; 241]].concat(),
+            }],
             ..Default::default()
         };
         GetPipelineResponse {
@@ -378,6 +412,8 @@ mod tests {
         assert_eq!((receive.cycles_per_packet, receive.packets_per_call), (Some(50.0), Some(10.0)));
         assert_eq!((worker.path_cycles_per_packet, worker.io_cycles_per_packet), (Some(50.0), Some(50.0)));
         assert_eq!((worker.stages[3].cycles_per_packet, worker.queues[0].refused), (None, 2));
+        let queue = &worker.queues[0];
+        assert_eq!((queue.depth_p50, queue.depth_p99, queue.depth_max), (Some(2), Some(2), Some(1023)));
     }
 
     #[test]
@@ -387,6 +423,7 @@ mod tests {
         assert_eq!((totals.interval_ns, totals.workers[0].stages[0].packets), (4_000_000_000, 400));
         let restarted = PipelineView::new(Some((&after, Duration::from_secs(1))), &after);
         assert_eq!(restarted.workers[0].stages[0].packets, 0);
+        assert_eq!(restarted.workers[0].queues[0].depth_p50, None, "nobody read");
         let (before, after) = (sample(4), sample(1));
         let view = PipelineView::new(Some((&before, Duration::from_secs(1))), &after);
         assert_eq!(view.workers[0].stages[0].packets, 100);
@@ -407,7 +444,7 @@ mod tests {
             ),
             "{text}"
         );
-        assert!(text.contains("queue classify: 3 of 1024, refused 1"), "{text}");
+        assert!(text.contains("queue classify: 3 of 1024, p50 2, p99 2, max 1023, refused 1"), "{text}");
         let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
         assert_eq!(json["workers"][0]["stages"][0]["cycles_per_packet"].as_f64(), Some(50.0));
         assert!(json["workers"][0]["stages"][3]["cycles_per_packet"].is_null());

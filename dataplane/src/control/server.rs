@@ -238,6 +238,7 @@ fn worker_message(crew: &super::crew::Crew, member: &super::crew::Member, bound:
         depth: ring.depth() as u32,
         capacity: ring.capacity() as u32,
         refused: ring.refused(),
+        depth_histogram: ring.depths(),
     });
     v1::Worker {
         name: worker.name().to_owned(),
