@@ -278,6 +278,14 @@ fn pipeline_message(crew: &super::crew::Crew, index: usize, line: &super::crew::
     }
 }
 
+/// What the workers count, and their pipelines.
+pub(super) fn crew_messages(crew: &super::crew::Crew) -> (Vec<v1::Worker>, Vec<v1::Pipeline>) {
+    let bound = crew.holds_packets() as u64;
+    let workers = crew.members().iter().map(|member| worker_message(crew, member, bound)).collect();
+    let lines = crew.lines().iter().enumerate();
+    (workers, lines.map(|(index, line)| pipeline_message(crew, index, line)).collect())
+}
+
 #[tonic::async_trait]
 impl v1::stats_server::Stats for Service {
     async fn get(
@@ -319,13 +327,7 @@ impl v1::stats_server::Stats for Service {
         &self,
         _: Request<v1::GetPipelineRequest>,
     ) -> Result<Response<v1::GetPipelineResponse>, Status> {
-        let shown = self.host.with_crew(|crew| {
-            let bound = crew.holds_packets() as u64;
-            let workers = crew.members().iter().map(|member| worker_message(crew, member, bound)).collect();
-            let lines = crew.lines().iter().enumerate();
-            (workers, lines.map(|(index, line)| pipeline_message(crew, index, line)).collect())
-        });
-        let (workers, pipelines) = shown.unwrap_or_default();
+        let (workers, pipelines) = self.host.with_crew(crew_messages).unwrap_or_default();
         Ok(Response::new(v1::GetPipelineResponse {
             layout: self.layout.to_string(),
             idle: self.idle.to_string(),
