@@ -2,8 +2,10 @@
 //!
 //! The slots and their atomics are `rtrb`'s; this file adds the batch-wise face, the counters that a monitor reads, and
 //! the rule for a full ring: what does not fit stays with the producer, in order, and is counted as refused. Whether it
-//! waits or drops is the producer's decision, never the ring's. Both ends cache the other's position, so a burst costs
-//! one transfer of a cache line rather than one per item.
+//! waits or drops is the producer's decision, never the ring's. The producer caches the consumer's position, and the
+//! consumer looks at the producer's once a burst, so a burst costs one transfer of a cache line rather than one per item.
+//! What the consumer finds waiting it also counts in a histogram: a depth that is asked for once a second says little
+//! about a queue that fills and empties within a millisecond.
 //! What a pop gave counts as done with when the next one is asked for: a consumer works on a batch before it looks for
 //! more, so a producer can find out when everything it passed on has been worked on ([`RingProducer::is_done_with`]),
 //! which is when somebody else may go on in its place without overtaking it.
@@ -17,7 +19,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::batch::Batch;
 use crate::bell::Bell;
-use crate::counters::Counter;
+use crate::counters::{Counter, Histogram};
 
 /// What the producer's thread writes.
 #[derive(Debug, Default)]
@@ -33,6 +35,8 @@ struct ConsumerSide {
     /// Of these, how many the consumer has worked on. Its producer relies on it: what the consumer did with them happened
     /// before.
     done: AtomicU64,
+    /// Items that were waiting when the consumer took some.
+    depths: Histogram,
 }
 
 /// The figures of one ring, readable by any thread for as long as it keeps the `Arc`.
@@ -66,6 +70,13 @@ impl RingStatus {
         let popped = self.consumer.popped.get();
         let depth = self.producer.pushed.get().saturating_sub(popped);
         usize::try_from(depth).unwrap_or(self.capacity).min(self.capacity)
+    }
+
+    /// How often the consumer found so many items waiting, since the start: the buckets of a [`Histogram`] of items, one
+    /// count for each pop that found any.
+    #[must_use]
+    pub fn depths(&self) -> Vec<u64> {
+        self.consumer.depths.snapshot()
     }
 
     /// Items that went in since the start.
@@ -203,19 +214,17 @@ impl<T> RingConsumer<T> {
         if consumer.done.load(Ordering::Relaxed) != popped {
             consumer.done.store(popped, Ordering::Release);
         }
-        let room = batch.remaining_capacity();
-        let mut waiting = self.slots.cached_slots();
-        if waiting < room {
-            waiting = self.slots.slots();
-        }
-        let taken = room.min(waiting);
+        // Asked anew, though what was seen last may do: else a full ring would look emptier with every burst.
+        let waiting = self.slots.slots();
+        let taken = batch.remaining_capacity().min(waiting);
         if taken == 0 {
             return 0;
         }
         let Ok(chunk) = self.slots.read_chunk(taken) else { return 0 };
         // `for_each`, not `extend`: the chunk walks its two halves without asking at each item which one it is in.
         chunk.into_iter().for_each(|item| batch.push(item));
-        self.status.consumer.popped.add(taken as u64);
+        consumer.popped.add(taken as u64);
+        consumer.depths.record(waiting as u64, 1);
         taken
     }
 
@@ -253,6 +262,7 @@ mod tests {
 
     use super::*;
     use crate::batch::BATCH;
+    use crate::counters::{BUCKETS, quantile};
 
     #[test]
     fn a_full_ring_leaves_the_rest_in_order() {
@@ -291,6 +301,29 @@ mod tests {
         producer.push(&mut (5..6).collect());
         drop(consumer);
         assert!(producer.is_done_with(producer.mark()), "nobody is left to work on it");
+    }
+
+    #[test]
+    fn each_pop_counts_what_was_waiting() {
+        let (mut producer, mut consumer) = ring::<u32>("r", 2 * BATCH);
+        let status = consumer.status();
+        let mut out = Batch::new();
+        assert_eq!(consumer.pop(&mut out), 0);
+        assert_eq!(status.depths(), [0; BUCKETS], "an empty ring is not counted");
+        producer.push(&mut (0..5).collect());
+        consumer.pop(&mut out);
+        out.clear();
+        producer.push(&mut (0..BATCH as u32).collect());
+        producer.push(&mut (0..10).collect());
+        consumer.pop(&mut out);
+        assert_eq!(consumer.pop(&mut out), 0, "no room: nothing is taken, nothing counted");
+        out.clear();
+        // What came after the last look is waiting, too.
+        producer.push(&mut (0..BATCH as u32).collect());
+        consumer.pop(&mut out);
+        let depths = status.depths();
+        assert_eq!((depths[5], depths.iter().sum::<u64>()), (1, 3));
+        assert_eq!(quantile(&depths, 1.0), 79, "74 both times: the bucket is 72..=79");
     }
 
     #[test]

@@ -29,6 +29,10 @@ pub enum Failure {
     Incomplete(&'static str),
     #[error(transparent)]
     Function(#[from] VfError),
+    #[error(
+        "standard output is no terminal (see the same figures with: forebay pipeline show, or forebay top --json)"
+    )]
+    NoTerminal,
     #[error("standard output: {0}")]
     Output(#[from] io::Error),
     #[error("cannot start: {0}")]
@@ -60,7 +64,7 @@ impl Failure {
     /// 2 where the words or the file are wrong, 1 for all else.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Spec(_) | Self::Open { .. } => 2,
+            Self::Spec(_) | Self::Open { .. } | Self::NoTerminal => 2,
             Self::Line { problem: LineProblem::Read(_), .. } => 1,
             Self::Line { .. } => 2,
             Self::Refused(status) if status.code() == Code::InvalidArgument => 2,

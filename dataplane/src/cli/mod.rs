@@ -11,6 +11,7 @@ mod lines;
 mod load;
 mod pacer;
 mod pipeline;
+mod pipeline_view;
 mod port;
 mod rule;
 mod rule_text;
@@ -18,6 +19,7 @@ mod stats;
 mod table;
 #[cfg(test)]
 mod tests;
+mod top;
 mod vf;
 mod worker;
 
@@ -96,6 +98,8 @@ enum Control {
     /// Show how the workers spend their time.
     #[command(subcommand)]
     Pipeline(pipeline::PipelineCommand),
+    /// Watch pipelines, workers, queues and ports live.
+    Top(top::TopArgs),
     /// Show, add and remove workers while packets flow.
     #[command(subcommand)]
     Worker(worker::WorkerCommand),
@@ -195,6 +199,7 @@ async fn execute(socket: &Path, command: Control, out: &mut Out<'_>) -> Result<(
             let client = client::connect(socket).await?;
             pipeline::execute(client, command, out).await
         }
+        Control::Top(args) => top::execute(socket, args, out).await,
         Control::Worker(command) => worker::execute(client::connect(socket).await?, command, out).await,
     }
 }

@@ -35,7 +35,7 @@ pub struct Table<const N: usize> {
 
 impl<const N: usize> Table<N> {
     pub fn new(columns: [Column; N]) -> Self {
-        let widths = std::array::from_fn(|index| columns[index].title.len());
+        let widths = std::array::from_fn(|index| columns[index].title.chars().count());
         Self { columns, indent: "", widths, held: Vec::new(), started: false }
     }
 
@@ -84,6 +84,16 @@ impl<const N: usize> Table<N> {
         }
         writeln!(out, "{}", line.trim_end())
     }
+}
+
+/// A number of things, where there is one.
+pub fn items(number: Option<u64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+/// A mean, where there is one.
+pub fn tenths(number: Option<f64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| format!("{number:.1}"))
 }
 
 #[cfg(test)]

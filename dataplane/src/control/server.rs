@@ -241,6 +241,7 @@ fn worker_message(crew: &super::crew::Crew, member: &super::crew::Member, bound:
         depth: ring.depth() as u32,
         capacity: ring.capacity() as u32,
         refused: ring.refused(),
+        depth_histogram: ring.depths(),
     });
     v1::Worker {
         name: worker.name().to_owned(),
@@ -278,6 +279,14 @@ fn pipeline_message(crew: &super::crew::Crew, index: usize, line: &super::crew::
         buffers: pool.map_or(0, |pool| u64::from(pool.capacity())),
         buffers_in_use: pool.map_or(0, |pool| u64::from(pool.in_use())),
     }
+}
+
+/// What the workers count, and their pipelines.
+pub(super) fn crew_messages(crew: &super::crew::Crew) -> (Vec<v1::Worker>, Vec<v1::Pipeline>) {
+    let bound = crew.holds_packets() as u64;
+    let workers = crew.members().iter().map(|member| worker_message(crew, member, bound)).collect();
+    let lines = crew.lines().iter().enumerate();
+    (workers, lines.map(|(index, line)| pipeline_message(crew, index, line)).collect())
 }
 
 #[tonic::async_trait]
@@ -321,13 +330,7 @@ impl v1::stats_server::Stats for Service {
         &self,
         _: Request<v1::GetPipelineRequest>,
     ) -> Result<Response<v1::GetPipelineResponse>, Status> {
-        let shown = self.host.with_crew(|crew| {
-            let bound = crew.holds_packets() as u64;
-            let workers = crew.members().iter().map(|member| worker_message(crew, member, bound)).collect();
-            let lines = crew.lines().iter().enumerate();
-            (workers, lines.map(|(index, line)| pipeline_message(crew, index, line)).collect())
-        });
-        let (workers, pipelines) = shown.unwrap_or_default();
+        let (workers, pipelines) = self.host.with_crew(crew_messages).unwrap_or_default();
         Ok(Response::new(v1::GetPipelineResponse {
             layout: self.layout.to_string(),
             idle: self.idle.to_string(),
