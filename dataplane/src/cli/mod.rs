@@ -4,6 +4,7 @@
 
 mod bench;
 mod change;
+mod doctor;
 mod failure;
 mod flow;
 mod generator;
@@ -56,6 +57,8 @@ enum Command {
         #[command(flatten)]
         form: Form,
     },
+    /// Look at this machine: what stands in the way, and the command that mends it. Needs no daemon.
+    Doctor(doctor::DoctorArgs),
     /// Run the benchmark harness.
     Bench(Box<forebay_benches::BenchArgs>),
     /// Send packets for the benchmark harness, which starts this itself.
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run { config } => forebay_dataplane::daemon::run(&config),
         Command::Check { config, form } => forebay_dataplane::daemon::check(&config, form.json),
+        Command::Doctor(args) => doctor::main(&args),
         Command::Bench(args) => forebay_benches::run(*args, bench::make_feed),
         Command::BenchGenerator(args) => generator::main(&args),
         Command::BenchPacer(args) => pacer::main(&args),

@@ -1,0 +1,206 @@
+//! What ports stand on, and the network cards of the machine with the drivers that have them.
+
+use super::{Finding, Level, Subject, System};
+use std::path::Path;
+
+pub(super) const PCI: &str = "/sys/bus/pci/devices";
+
+/// Kernel drivers that DPDK works beside: they keep the function and lend its queues.
+const SHARING: &[&str] = &["mlx4_core", "mlx5_core", "mana"];
+
+/// Drivers that hand a function over.
+const HANDING: &[&str] = &["vfio-pci", "uio_pci_generic", "igb_uio"];
+
+/// Who has a function.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Keeper {
+    /// It is ready: a driver that hands it over has it.
+    Handed(String),
+    /// It is ready: its kernel driver shares it.
+    Shared(String),
+    /// The kernel's driver has it, or none.
+    Kernel(Option<String>),
+}
+
+/// A port of the config file on a PCI function.
+pub(super) struct OnPci {
+    pub port: String,
+    /// As the config file names it.
+    pub named: String,
+    /// `None`: there is no such function.
+    pub address: Option<String>,
+    pub keeper: Keeper,
+}
+
+/// The ports of the config file on PCI functions: `pci:ADDRESS`, or `vf:PF/INDEX`.
+pub(super) fn of_config(system: &System, subject: &Subject) -> Vec<OnPci> {
+    let by_address = subject.ports_of(&["pci"]).map(|(port, address)| {
+        let there = system.has(format!("{PCI}/{address}"));
+        (port, address, there.then(|| address.to_owned()))
+    });
+    let by_index = subject.ports_of(&["vf"]).map(|(port, name)| {
+        let link = name
+            .split_once('/')
+            .and_then(|(pf, index)| system.link(format!("/sys/class/net/{pf}/device/virtfn{index}")));
+        (port, name, link)
+    });
+    let found = |(port, named, address): (&str, &str, Option<String>)| {
+        let keeper = keeper(system, address.as_deref().unwrap_or_default());
+        OnPci { port: port.to_owned(), named: named.to_owned(), address, keeper }
+    };
+    by_address.chain(by_index).map(found).collect()
+}
+
+fn keeper(system: &System, address: &str) -> Keeper {
+    let driver = system.link(format!("{PCI}/{address}/driver"));
+    match driver {
+        Some(driver) if HANDING.contains(&driver.as_str()) => Keeper::Handed(driver),
+        Some(driver) if SHARING.contains(&driver.as_str()) => Keeper::Shared(driver),
+        other => Keeper::Kernel(other),
+    }
+}
+
+pub(super) fn examine(system: &System, subject: &Subject) -> Vec<Finding> {
+    let on_pci = of_config(system, subject);
+    let mut findings: Vec<Finding> = on_pci.iter().map(|device| function(system, device)).collect();
+    findings.extend(
+        subject.ports_of(&["af_packet", "af_xdp"]).map(|(port, name)| interface(system, name).of(port)),
+    );
+    findings.extend(subject.ports_of(&["tap"]).map(|(port, _)| tap(system).of(port)));
+    let sockets = subject.ports_of(&["vhost", "virtio_user", "memif"]);
+    findings.extend(sockets.map(|(port, path)| socket_folder(system, path).of(port)));
+    findings.extend(cards(system));
+    findings
+}
+
+const PORT: &str = "port_device";
+
+fn function(system: &System, device: &OnPci) -> Finding {
+    let OnPci { port, named, address, keeper } = device;
+    let finding = match (address, keeper) {
+        (None, _) if named.contains('/') => {
+            let pf = named.split('/').next().unwrap_or_default();
+            let value = format!("{named}: no such virtual function");
+            Finding::bad(
+                Level::Fail,
+                PORT,
+                value,
+                format!("forebay vf create {pf} COUNT; see: forebay vf list"),
+            )
+        }
+        (None, _) => {
+            let value = format!("{named}: no such PCI function");
+            Finding::bad(Level::Fail, PORT, value, "see: lspci -D -d ::0200")
+        }
+        (Some(address), Keeper::Handed(driver)) => Finding::ok(PORT, format!("{address}: bound to {driver}")),
+        (Some(address), Keeper::Shared(driver)) => {
+            Finding::ok(PORT, format!("{address}: {driver} shares it with DPDK"))
+        }
+        (Some(address), Keeper::Kernel(driver)) => {
+            let value = format!("{address}: bound to {}", driver.as_deref().unwrap_or("no driver"));
+            Finding::bad(Level::Fail, PORT, value, bind_command(system, address, driver.is_some()))
+        }
+    };
+    finding.of(port)
+}
+
+/// The command that hands a function to vfio-pci.
+fn bind_command(system: &System, address: &str, bound: bool) -> String {
+    if let Some(name) = virtual_function(system, address) {
+        return format!("forebay vf bind {name}");
+    }
+    let unbind =
+        if bound { format!("echo {address} > {PCI}/{address}/driver/unbind && ") } else { String::new() };
+    format!(
+        "modprobe vfio-pci && echo vfio-pci > {PCI}/{address}/driver_override && {unbind}\
+         echo {address} > /sys/bus/pci/drivers_probe"
+    )
+}
+
+/// `PF/INDEX` of a virtual function whose physical one has an interface.
+fn virtual_function(system: &System, address: &str) -> Option<String> {
+    let physical = system.link(format!("{PCI}/{address}/physfn"))?;
+    let interface = system.names(format!("{PCI}/{physical}/net")).into_iter().next()?;
+    let is_it = |name: &String| {
+        name.starts_with("virtfn")
+            && system.link(format!("{PCI}/{physical}/{name}")).as_deref() == Some(address)
+    };
+    let link = system.names(format!("{PCI}/{physical}")).into_iter().find(is_it)?;
+    Some(format!("{interface}/{}", link.strip_prefix("virtfn")?))
+}
+
+fn interface(system: &System, name: &str) -> Finding {
+    let folder = format!("/sys/class/net/{name}");
+    if !system.has(&folder) {
+        let value = format!("{name}: no such interface in this network namespace");
+        return Finding::bad(Level::Fail, PORT, value, "see: ip link");
+    }
+    // Bit 0 of the flags: IFF_UP.
+    let flags = system.text(format!("{folder}/flags")).unwrap_or_default();
+    let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16).unwrap_or(0);
+    if flags & 1 == 0 {
+        let value = format!("{name}: it is down, and the port will be");
+        return Finding::warn(PORT, value, format!("ip link set {name} up"));
+    }
+    Finding::ok(PORT, format!("interface {name}"))
+}
+
+fn tap(system: &System) -> Finding {
+    match system.has("/dev/net/tun") {
+        true => Finding::ok(PORT, "/dev/net/tun"),
+        false => Finding::bad(
+            Level::Fail,
+            PORT,
+            "no /dev/net/tun",
+            "modprobe tun && echo tun > /etc/modules-load.d/forebay-tun.conf",
+        ),
+    }
+}
+
+fn socket_folder(system: &System, path: &str) -> Finding {
+    let folder = Path::new(path).parent().map(Path::to_string_lossy).unwrap_or_default();
+    match folder.is_empty() || system.path(&*folder).is_dir() {
+        true => Finding::ok(PORT, format!("socket {path}")),
+        false => Finding::bad(
+            Level::Fail,
+            PORT,
+            format!("no folder {folder} for its socket"),
+            format!("mkdir -p {folder}"),
+        ),
+    }
+}
+
+/// Every network card: class 02 of PCI.
+fn cards(system: &System) -> Vec<Finding> {
+    const NAME: &str = "network_card";
+    let is_network = |address: &String| {
+        system.text(format!("{PCI}/{address}/class")).is_some_and(|class| class.starts_with("0x02"))
+    };
+    let finding = |address: String| {
+        let folder = format!("{PCI}/{address}");
+        let mut parts = vec![match keeper(system, &address) {
+            Keeper::Handed(driver) => format!("driver {driver}, for DPDK"),
+            Keeper::Shared(driver) => format!("driver {driver}, shared with DPDK"),
+            Keeper::Kernel(Some(driver)) => format!("driver {driver}"),
+            Keeper::Kernel(None) => "no driver".to_owned(),
+        }];
+        parts.extend(interfaces(system, &folder).into_iter().map(|name| format!("interface {name}")));
+        let count = |file: &str| u64::try_from(system.number(format!("{folder}/{file}"))?).ok();
+        let (total, made) = (count("sriov_totalvfs").unwrap_or(0), count("sriov_numvfs").unwrap_or(0));
+        if total > 0 {
+            parts.push(format!("{made} of {total} virtual functions made"));
+        }
+        Finding::ok(NAME, parts.join(", ")).of(address)
+    };
+    let cards = system.names(PCI).into_iter().filter(is_network);
+    // A card with 128 virtual functions is one card.
+    cards.filter(|address| !system.has(format!("{PCI}/{address}/physfn"))).map(finding).collect()
+}
+
+/// The kernel's interfaces of a function; a virtio function has a device of its own between.
+fn interfaces(system: &System, folder: &str) -> Vec<String> {
+    let between = system.names(folder).into_iter().filter(|name| name.starts_with("virtio"));
+    let folders =
+        [format!("{folder}/net")].into_iter().chain(between.map(|name| format!("{folder}/{name}/net")));
+    folders.flat_map(|folder| system.names(folder)).collect()
+}
