@@ -23,6 +23,7 @@ use crate::pool::PacketPool;
 use crate::precheck::precheck;
 use crate::queue::{RxQueue, TxQueue};
 use crate::tap_signals::NoFreeSignals;
+use crate::vhost::{self, Door, GuestQueues, Rings};
 use crate::wake::Teller;
 
 pub use forebay_dpdk_sys::PortStats as DeviceStats;
@@ -101,12 +102,13 @@ impl Device {
         let queues = open.configure(wanted, options)?;
         open.attach(options)?;
         open.start()?;
+        open.let_in()?;
 
         let linearize = !open.capabilities().multi_segment_tx() && !spec.takes_chains();
         let open = Arc::new(open);
         let pair = |queue| {
             let teller = open.teller(queue, options);
-            let receive = RxQueue::new(Arc::clone(&open), queue, options.rx_descriptors, teller);
+            let receive = RxQueue::new(Arc::clone(&open), queue, open.capacity(options), teller);
             (receive, TxQueue::new(Arc::clone(&open), queue, options.mtu, linearize))
         };
         let queues = (0..queues).map(pair).collect();
@@ -173,6 +175,12 @@ impl Device {
         let _control = CONTROL.lock();
         // SAFETY: the port is open.
         unsafe { sys::fb_port_link_up(self.open.port) == 1 }
+    }
+
+    /// Of a vhost port, what its guest uses of it.
+    #[must_use]
+    pub fn guest_queues(&self) -> Option<GuestQueues> {
+        self.open.rings().map(|rings| rings.guest())
     }
 
     /// The device's own counters; zeroes where the driver has none.
@@ -249,6 +257,8 @@ pub(crate) struct OpenDevice {
     mtu: u16,
     queues: u16,
     if_index: u32,
+    door: Option<Door>,
+    rings: Option<Arc<Rings>>,
     started: bool,
     closed: bool,
     _membership: Option<Membership>,
@@ -258,6 +268,23 @@ pub(crate) struct OpenDevice {
 impl OpenDevice {
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    pub(crate) fn queue_count(&self) -> u16 {
+        self.queues
+    }
+
+    /// Of a vhost port, the rings of its guest.
+    pub(crate) fn rings(&self) -> Option<&Arc<Rings>> {
+        self.rings.as_ref()
+    }
+
+    /// Packets that a receive queue holds.
+    fn capacity(&self, options: &DeviceOptions<'_>) -> u16 {
+        match self.spec {
+            DeviceSpec::Vhost { .. } => vhost::RING_PACKETS,
+            _ => options.rx_descriptors,
+        }
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -289,7 +316,10 @@ impl OpenDevice {
         queues: u16,
         options: &DeviceOptions<'_>,
     ) -> Result<Self, DeviceError> {
-        let text = spec.devargs(queues, options.mtu, options.rx_descriptors, options.mac);
+        let door = Door::of(spec)?;
+        let known = door.as_ref().map(|door| door.disguise(spec));
+        let known = known.as_ref().unwrap_or(spec);
+        let text = known.devargs(queues, options.mtu, options.rx_descriptors, options.mac);
         let devargs = CString::new(text).unwrap_or_default();
         let mut port = 0;
         // SAFETY: EAL runs, the arguments outlive the calls, and `port` has room for the one port asked for.
@@ -311,6 +341,8 @@ impl OpenDevice {
             mtu: options.mtu,
             queues: 0,
             if_index: spec.netdev().and_then(netdev::index).unwrap_or(0),
+            door,
+            rings: None,
             started: false,
             closed: false,
             _membership: None,
@@ -353,7 +385,7 @@ impl OpenDevice {
                 DeviceSpec::Pci { .. } if self.queues > 1 => self.info.rss_flow_types,
                 _ => 0,
             },
-            queues: self.queues,
+            queues: self.spec.queue_pairs(self.queues),
             rx_descriptors: self.spec.rx_descriptors(options.rx_descriptors, room),
             tx_descriptors: options.tx_descriptors,
             mtu: options.mtu.min(limit),
@@ -438,12 +470,29 @@ impl OpenDevice {
         }
     }
 
+    /// Of a vhost port: lets the guest in, now that it is known what it is offered.
+    fn let_in(&mut self) -> Result<(), DeviceError> {
+        let Some(door) = &self.door else { return Ok(()) };
+        self.rings = Rings::of(self.port);
+        door.open(self.port).map_err(|error| DeviceError::Step {
+            device: self.spec.to_string(),
+            step: "let its guest in",
+            reason: error.to_string(),
+            remedy: "see the kernel's reason",
+        })
+    }
+
     /// Stops, closes and removes the device, once.
     fn shut(&mut self) -> Result<(), DeviceError> {
         if std::mem::replace(&mut self.closed, true) {
             return Ok(());
         }
         let _control = CONTROL.lock();
+        if let Some(door) = &self.door {
+            door.close();
+            // SAFETY: the port is not closed yet.
+            unsafe { sys::fb_vhost_forget(self.port) };
+        }
         // SAFETY: the port exists, and no queue handle is left that could use it: `self` is owned or last.
         let (stopped, closed, removed) = unsafe {
             let device: *mut c_void = sys::fb_port_device(self.port);

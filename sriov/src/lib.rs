@@ -27,6 +27,7 @@ mod precheck;
 mod queue;
 mod tap_signals;
 pub mod tsc;
+mod vhost;
 mod wake;
 
 pub use burst::{BURST, Drain, PacketBurst};
@@ -40,4 +41,5 @@ pub use hugepages::Hugepages;
 pub use packet::{ChecksumStatus, Packet, Segments};
 pub use pool::{DEFAULT_DATA_ROOM_BYTES, HEADROOM_BYTES, PacketPool};
 pub use queue::{RxQueue, TxQueue};
+pub use vhost::GuestQueues;
 pub use wake::Wake;

@@ -13,6 +13,7 @@ use crate::stages::ledger::{Class, Origin};
 use crate::wire::{BROADCAST_MAC, arp, nd};
 use forebay_pipeline::batch::Batch;
 use forebay_pipeline::worker::WorkerEvent;
+use forebay_sriov::GuestQueues;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr};
@@ -60,6 +61,7 @@ impl Steward {
             ends,
             trapped: trapped.clone(),
             path_mtus: HashMap::new(),
+            guests: HashMap::new(),
             next_tick: Instant::now(),
         };
         let asked = stop.clone();
@@ -94,6 +96,8 @@ struct Work {
     trapped: broadcast::Sender<Arc<TrappedFrame>>,
     /// What the underlay said of paths to far ends and nobody has minded yet.
     path_mtus: HashMap<IpAddr, u16>,
+    /// What the guests of vhost ports used of them when last looked at.
+    guests: HashMap<String, GuestQueues>,
     next_tick: Instant,
 }
 
@@ -107,9 +111,7 @@ impl Work {
             self.next_tick = now + TICK_INTERVAL;
             questions.extend(self.host.resolver().lock().tick(now));
             self.host.mind_path_mtus(&mut self.path_mtus, now);
-            for (port, up) in self.host.watch_links() {
-                tracing::info!("port {port:?}: link is {}", if up { "up" } else { "down" });
-            }
+            self.watch_links();
             while let Ok(event) = self.ends.events.try_recv() {
                 let WorkerEvent::Panicked { worker, message, count, .. } = event;
                 tracing::error!("worker {worker:?} panicked ({count} times so far) and goes on: {message}");
@@ -117,6 +119,28 @@ impl Work {
         }
         for question in questions {
             self.ask(&snapshot, question);
+        }
+    }
+
+    fn watch_links(&mut self) {
+        let news = self.host.watch_links();
+        for (port, up) in news.changed {
+            tracing::info!("port {port:?}: link is {}", if up { "up" } else { "down" });
+        }
+        let mut before = std::mem::take(&mut self.guests);
+        for (port, guest) in news.guests {
+            if before.remove(&port).unwrap_or_default() != guest {
+                let GuestQueues { pairs, unserved } = guest;
+                tracing::info!("port {port:?}: its guest has {pairs} queue pairs");
+                if unserved {
+                    let limit = GuestQueues::LIMIT;
+                    tracing::warn!(
+                        "port {port:?}: its guest has more than {limit} queue pairs, and what it sends on those is not \
+                         fetched (start it with queues={limit} at most)"
+                    );
+                }
+            }
+            self.guests.insert(port, guest);
         }
     }
 

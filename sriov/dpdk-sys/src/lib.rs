@@ -1,4 +1,4 @@
-//! Declarations of the C shim over libdpdk (`shim.c`, `memif_wake.c`), and of the part of `rte_mbuf` that Rust touches.
+//! Declarations of the C shim over libdpdk (`shim.c`, `memif_wake.c`, `vhost.c`), and of the part of `rte_mbuf` that Rust touches.
 //!
 //! Most of what Forebay needs from DPDK is `static inline` in headers full of packed and SIMD types, so a narrow,
 //! hand-written shim stands between: no bindgen, no libclang. What both languages must agree on is checked at
@@ -12,7 +12,7 @@ pub mod layout;
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::{offset_of, size_of};
-use std::sync::atomic::AtomicU16;
+use std::sync::atomic::{AtomicU16, AtomicU64};
 
 use layout::offset;
 
@@ -146,6 +146,20 @@ impl Default for MemifQueue {
     }
 }
 
+/// The rings that the guest of a vhost port has enabled, a bit for each queue pair. DPDK's thread that speaks with the guest
+/// writes them; workers read them.
+#[repr(C)]
+#[derive(Debug)]
+pub struct VhostRings {
+    /// Rings that the guest sends on.
+    pub from_guest: AtomicU64,
+    /// Rings that the guest receives on.
+    pub to_guest: AtomicU64,
+    /// Not 0: the guest has enabled a ring that has no bit here.
+    pub beyond: AtomicU64,
+}
+const _: () = assert!(size_of::<VhostRings>() == 24);
+
 /// A port's own counters.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -169,7 +183,7 @@ pub struct PortStats {
 }
 const _: () = assert!(size_of::<PortStats>() == 64);
 
-#[allow(missing_docs)] // Each is its namesake in shim.c or memif_wake.c, described there.
+#[allow(missing_docs)] // Each is its namesake in shim.c, memif_wake.c or vhost.c, described there.
 unsafe extern "C" {
     pub fn fb_eal_init(argc: c_int, argv: *mut *mut c_char) -> c_int;
     pub fn fb_eal_cleanup() -> c_int;
@@ -204,6 +218,10 @@ unsafe extern "C" {
     pub fn fb_memif_find(port: u16, queue: u16, pool: *const RteMempool, out: *mut MemifQueue) -> c_int;
     pub fn fb_memif_arm(queue: *const MemifQueue) -> c_int;
     pub fn fb_memif_disarm(queue: *const MemifQueue);
+
+    pub fn fb_vhost_attach(port: u16, path: *const c_char) -> c_int;
+    pub fn fb_vhost_forget(port: u16);
+    pub fn fb_vhost_rings(port: u16) -> *const VhostRings;
 
     pub fn fb_port_limit() -> u16;
     pub fn fb_tap_queue_limit() -> u16;
