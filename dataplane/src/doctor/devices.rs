@@ -63,6 +63,7 @@ fn keeper(system: &System, address: &str) -> Keeper {
 pub(super) fn examine(system: &System, subject: &Subject) -> Vec<Finding> {
     let on_pci = of_config(system, subject);
     let mut findings: Vec<Finding> = on_pci.iter().map(|device| function(system, device)).collect();
+    findings.extend(verbs(system, &on_pci));
     findings.extend(
         subject.ports_of(&["af_packet", "af_xdp"]).map(|(port, name)| interface(system, name).of(port)),
     );
@@ -102,6 +103,23 @@ fn function(system: &System, device: &OnPci) -> Finding {
         }
     };
     finding.of(port)
+}
+
+/// NVIDIA's drivers lend their queues by way of verbs.
+fn verbs(system: &System, on_pci: &[OnPci]) -> Option<Finding> {
+    const NAME: &str = "verbs";
+    let driver = on_pci.iter().find_map(|device| match &device.keeper {
+        Keeper::Shared(driver) => driver.strip_suffix("_core"),
+        Keeper::Handed(_) | Keeper::Kernel(_) => None,
+    })?;
+    let devices = system.names("/sys/class/infiniband_verbs");
+    Some(match devices.into_iter().find(|name| name.starts_with("uverbs")) {
+        Some(device) => Finding::ok(NAME, device),
+        None => {
+            let value = format!("no device of ib_uverbs: {driver}_core lends no queues");
+            Finding::bad(Level::Fail, NAME, value, format!("modprobe -a {driver}_ib ib_uverbs"))
+        }
+    })
 }
 
 /// The command that hands a function to vfio-pci.

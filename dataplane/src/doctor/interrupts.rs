@@ -18,6 +18,9 @@ const NO_OTHER: &str = "leave a core to the rest of the machine: set workers.cor
 
 fn interrupts(system: &System, subject: &Subject, others: &[usize]) -> Finding {
     const NAME: &str = "irq_affinity";
+    // Many numbers are nobody's.
+    let is_used =
+        |number: &String| system.text(format!("/sys/kernel/irq/{number}/actions")).as_deref() != Some("");
     let is_there = |number: &String| {
         let places = ["effective_affinity_list", "smp_affinity_list"];
         let cores = places.iter().find_map(|file| {
@@ -26,7 +29,7 @@ fn interrupts(system: &System, subject: &Subject, others: &[usize]) -> Finding {
         cores.is_some_and(|cores| cores.iter().any(|core| subject.cores.contains(core)))
     };
     let numbers = system.names("/proc/irq").into_iter().filter(|name| name.parse::<u32>().is_ok());
-    let there: Vec<String> = numbers.filter(is_there).collect();
+    let there: Vec<String> = numbers.filter(is_used).filter(is_there).collect();
     let count = there.len() as u64;
     let finding = if there.is_empty() {
         Finding::ok(NAME, "no device interrupts a worker's core")

@@ -3,6 +3,9 @@
 use crate::config::{self, Config, Device, Hugepages, Idle, Problems};
 use std::path::PathBuf;
 
+/// A config file that leaves everything open but the name, which a machine may not have yet.
+const DEFAULTS: &str = "[host]\nname = \"host\"\n";
+
 /// What a host needs of a machine.
 #[derive(Clone, Debug)]
 pub struct Subject {
@@ -52,7 +55,7 @@ impl Subject {
     /// # Errors
     /// The defaults do not suit this machine, as a config file would not.
     pub fn ordinary() -> Result<Self, Problems> {
-        Ok(Self { asked: false, ..Self::of(&config::parse("")?) })
+        Ok(Self { asked: false, ..Self::of(&config::parse(DEFAULTS)?) })
     }
 
     /// The ports whose device is of one of these kinds: name, and what stands behind the kind without the driver's

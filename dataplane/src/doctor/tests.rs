@@ -244,6 +244,11 @@ fn what_ports_stand_on_is_looked_at() {
     machine.remove("/sys/kernel/iommu_groups");
     machine.remove("/sys/bus/pci/drivers");
     let found = bad(machine.examine(&subject()));
+    let failed: Vec<_> = found.iter().filter(|finding| finding.level == Fail).collect();
+    assert_eq!((failed.len(), failed[0].name), (1, "verbs"));
+    assert_eq!(failed[0].remedy.as_deref(), Some("modprobe -a mlx5_ib ib_uverbs"));
+    machine.write("/sys/class/infiniband_verbs/uverbs0/dev", "231:192");
+    let found = bad(machine.examine(&subject()));
     assert!(
         found.iter().all(|finding| finding.level == Warn),
         "a card that is shared needs neither: {found:?}"
@@ -296,6 +301,10 @@ fn cores_are_looked_at() {
         "/proc/irq/24/effective_affinity_list",
         "2",
     );
+    let machine = Machine::healthy();
+    machine.write("/proc/irq/2/effective_affinity_list", "0-3");
+    machine.write("/sys/kernel/irq/2/actions", "\n");
+    assert_eq!(bad(machine.examine(&subject())), [], "no device has this one");
     let queues = "/sys/devices/virtual/workqueue/cpumask";
     file("workqueue_affinity", Warn, &format!("echo 3 > {queues}"), queues, "f");
     let governor = format!("{cpus}/cpu3/cpufreq/scaling_governor");
