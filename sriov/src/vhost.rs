@@ -12,6 +12,7 @@
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -49,7 +50,7 @@ impl Door {
         let DeviceSpec::Vhost { path, extras } = spec else { return Ok(None) };
         let number = NEXT_DOOR.fetch_add(1, Ordering::Relaxed);
         let behind = Path::new(path).with_file_name(format!(".fb{}-{number}", std::process::id()));
-        if behind.as_os_str().len() > SOCKET_PATH_BYTES {
+        if behind.as_os_str().len() >= SOCKET_PATH_BYTES {
             return Err(DeviceError::BadValue {
                 device: spec.to_string(),
                 value: format!("path {path}"),
@@ -78,9 +79,28 @@ impl Door {
         // SAFETY: the port is configured, and the path outlives the call.
         match unsafe { sys::fb_vhost_attach(port, behind.as_ptr()) } {
             0 if self.calls => std::os::unix::fs::symlink(std::path::absolute(&self.path)?, &self.behind),
-            0 => fs::rename(&self.behind, &self.path),
+            0 => {
+                fs::rename(&self.behind, &self.path)?;
+                self.hurry();
+                Ok(())
+            }
             error => Err(io::Error::from_raw_os_error(-error)),
         }
+    }
+
+    /// Has DPDK look for guests now, not at the end of a second: a guest that waits for a host to come back feels it. By a call
+    /// from a socket of ours.
+    fn hurry(&self) {
+        // DPDK knows the port's own by its path, so this is another one.
+        let mut path = self.behind.clone().into_os_string();
+        path.push("c");
+        let Ok(listener) = UnixListener::bind(&path) else { return };
+        if let Ok(path) = CString::new(path.as_bytes()) {
+            // SAFETY: EAL runs, and the path outlives the call. Should it fail, guests wait for a second.
+            let _ = unsafe { sys::fb_vhost_hurry(path.as_ptr()) };
+        }
+        drop(listener);
+        let _ = fs::remove_file(&path);
     }
 
     /// Lets no guest in any more. The driver closes what is behind.
@@ -107,7 +127,8 @@ impl Rings {
 
     pub(crate) fn guest(&self) -> GuestQueues {
         let pairs = self.enabled.to_guest.load(Ordering::Relaxed).count_ones();
-        GuestQueues { pairs, unserved: self.enabled.beyond.load(Ordering::Relaxed) != 0 }
+        let unserved = self.enabled.beyond.load(Ordering::Relaxed) != 0;
+        GuestQueues { pairs, unserved, departures: self.enabled.departures.load(Ordering::Relaxed) }
     }
 }
 
@@ -118,6 +139,8 @@ pub struct GuestQueues {
     pub pairs: u32,
     /// It has enabled more of them than a port has: what it sends there is not fetched.
     pub unserved: bool,
+    /// How often a guest of the port's number has gone, since the process began.
+    pub departures: u64,
 }
 
 impl GuestQueues {
@@ -202,6 +225,7 @@ mod tests {
             from_guest: AtomicU64::new(from_guest),
             to_guest: AtomicU64::new(to_guest),
             beyond: AtomicU64::new(0),
+            departures: AtomicU64::new(0),
         }));
         Arc::new(Rings { enabled, to_guest: [const { Mutex::new(()) }; PAIRS as usize] })
     }

@@ -7,6 +7,7 @@ use super::crew::Ends;
 use super::host::Host;
 use super::notice::{Notice, Trapped};
 use super::resolver::Question;
+use super::view::LinkNews;
 use crate::snapshot::{PortRole, Snapshot};
 use crate::stages::dispatch::Handoff;
 use crate::stages::ledger::{Class, Origin};
@@ -123,22 +124,29 @@ impl Work {
     }
 
     fn watch_links(&mut self) {
-        let news = self.host.watch_links();
-        for (port, up) in news.changed {
-            tracing::info!("port {port:?}: link is {}", if up { "up" } else { "down" });
+        let LinkNews { changed, guests } = self.host.watch_links();
+        for (port, up) in &changed {
+            tracing::info!("port {port:?}: link is {}", if *up { "up" } else { "down" });
         }
         let mut before = std::mem::take(&mut self.guests);
-        for (port, guest) in news.guests {
-            if before.remove(&port).unwrap_or_default() != guest {
-                let GuestQueues { pairs, unserved } = guest;
+        for (port, guest) in guests {
+            let was = before
+                .remove(&port)
+                .unwrap_or(GuestQueues { departures: guest.departures, ..GuestQueues::default() });
+            let GuestQueues { pairs, unserved, departures } = guest;
+            if was.departures != departures && !changed.iter().any(|(other, up)| *other == port && !up) {
+                // It was back before anybody looked.
+                tracing::info!("port {port:?}: link was down, and its guest is back");
+            }
+            if was.pairs != pairs {
                 tracing::info!("port {port:?}: its guest has {pairs} queue pairs");
-                if unserved {
-                    let limit = GuestQueues::LIMIT;
-                    tracing::warn!(
-                        "port {port:?}: its guest has more than {limit} queue pairs, and what it sends on those is not \
-                         fetched (start it with queues={limit} at most)"
-                    );
-                }
+            }
+            if unserved && !was.unserved {
+                let limit = GuestQueues::LIMIT;
+                tracing::warn!(
+                    "port {port:?}: its guest has more than {limit} queue pairs, and what it sends on those is not \
+                     fetched (start it with queues={limit} at most)"
+                );
             }
             self.guests.insert(port, guest);
         }

@@ -72,8 +72,8 @@ impl System {
     /// A word of the kernel's command line: what stands behind `KEY=`. The last one counts.
     pub(super) fn boot_argument(&self, key: &str) -> Option<String> {
         let line = self.text("/proc/cmdline")?;
-        let values = line.split_whitespace().filter_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-        values.last().map(str::to_owned)
+        let mut words = line.split_whitespace().rev();
+        words.find_map(|word| word.strip_prefix(key)?.strip_prefix('=')).map(str::to_owned)
     }
 }
 

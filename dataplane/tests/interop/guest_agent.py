@@ -14,6 +14,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+import time
 
 NIC = "nic0"
 PCI = "/sys/bus/pci/devices/0000:01:00.0"
@@ -40,6 +41,8 @@ def rebind():
     """Takes the driver off the card and puts it back."""
     device = next(name for name in os.listdir(PCI) if name.startswith("virtio"))
     for action in ("unbind", "bind"):
+        # As long as a machine without a driver may be: whoever looks now and then shall see it.
+        time.sleep(0.3)
         with open(f"{DRIVER}/{action}", "w", encoding="ascii") as file:
             file.write(device)
     name = os.listdir(f"{PCI}/{device}/net")[0]

@@ -157,8 +157,10 @@ pub struct VhostRings {
     pub to_guest: AtomicU64,
     /// Not 0: the guest has enabled a ring that has no bit here.
     pub beyond: AtomicU64,
+    /// How often a guest has gone.
+    pub departures: AtomicU64,
 }
-const _: () = assert!(size_of::<VhostRings>() == 24);
+const _: () = assert!(size_of::<VhostRings>() == 32);
 
 /// A port's own counters.
 #[repr(C)]
@@ -221,6 +223,7 @@ unsafe extern "C" {
 
     pub fn fb_vhost_attach(port: u16, path: *const c_char) -> c_int;
     pub fn fb_vhost_forget(port: u16);
+    pub fn fb_vhost_hurry(path: *const c_char) -> c_int;
     pub fn fb_vhost_rings(port: u16) -> *const VhostRings;
 
     pub fn fb_port_limit() -> u16;

@@ -25,13 +25,15 @@ struct fb_vhost_rings {
 	uint64_t from_guest;
 	uint64_t to_guest;
 	uint64_t beyond; /* not 0: the guest has enabled a ring that has no bit */
+	uint64_t departures; /* how often a guest has gone */
 };
-_Static_assert(sizeof(struct fb_vhost_rings) == 24, "fb_vhost_rings and its Rust declaration differ");
+_Static_assert(sizeof(struct fb_vhost_rings) == 32, "fb_vhost_rings and its Rust declaration differ");
 
 static struct fb_vhost_rings rings[RTE_MAX_ETHPORTS];
 
 int fb_vhost_attach(uint16_t port, const char *path);
 void fb_vhost_forget(uint16_t port);
+int fb_vhost_hurry(const char *path);
 const struct fb_vhost_rings *fb_vhost_rings(uint16_t port);
 
 static void forget(struct fb_vhost_rings *of)
@@ -65,8 +67,10 @@ static int rings_changed(uint16_t port, enum rte_eth_event_type type, void *cont
 		return 0;
 	/* A guest that leaves takes its rings with it, without an event for each. */
 	if (type == RTE_ETH_EVENT_INTR_LSC && rte_eth_link_get_nowait(port, &link) == 0 &&
-	    link.link_status == RTE_ETH_LINK_DOWN)
+	    link.link_status == RTE_ETH_LINK_DOWN) {
 		forget(&rings[port]);
+		__atomic_fetch_add(&rings[port].departures, 1, __ATOMIC_RELAXED);
+	}
 	while (rte_eth_vhost_get_queue_event(port, &event) == 0)
 		note(&rings[port], &event);
 	return 0;
@@ -90,6 +94,22 @@ int fb_vhost_attach(uint16_t port, const char *path)
 	if (result != 0)
 		return result;
 	return rte_eth_dev_callback_register(port, RTE_ETH_EVENT_INTR_LSC, rings_changed, NULL);
+}
+
+/* Makes DPDK's vhost thread look at the sockets that it was given. It waits for the old ones for up to a second after a
+ * port has begun to listen, and is woken only by a connection: so one is made, with a socket that somebody else listens
+ * at, and ended at once. */
+int fb_vhost_hurry(const char *path)
+{
+	static const struct rte_vhost_device_ops nothing;
+	int result = rte_vhost_driver_register(path, RTE_VHOST_USER_CLIENT | RTE_VHOST_USER_NO_RECONNECT);
+
+	if (result != 0)
+		return -EIO;
+	if (rte_vhost_driver_callback_register(path, &nothing) == 0)
+		result = rte_vhost_driver_start(path);
+	rte_vhost_driver_unregister(path);
+	return result == 0 ? 0 : -EIO;
 }
 
 /* To be called before the port is closed. */
