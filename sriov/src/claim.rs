@@ -47,6 +47,7 @@ fn memif_subject(path: &str, id: &str) -> String {
 fn subject(spec: &DeviceSpec) -> Option<String> {
     match spec {
         DeviceSpec::Pci { address, .. } => Some(format!("PCI function {address}")),
+        DeviceSpec::Vf { pf, index, .. } => Some(format!("VF {pf}/{index}")),
         DeviceSpec::Tap { name, .. } => Some(format!("tap interface {name}")),
         DeviceSpec::AfPacket { iface, .. } | DeviceSpec::AfXdp { iface, .. } => {
             Some(format!("interface {iface}"))

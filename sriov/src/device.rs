@@ -23,6 +23,7 @@ use crate::pool::PacketPool;
 use crate::precheck::precheck;
 use crate::queue::{RxQueue, TxQueue};
 use crate::tap_signals::NoFreeSignals;
+use crate::vf::Functions;
 use crate::vhost::{self, Door, GuestQueues, Rings};
 use crate::wake::Teller;
 
@@ -88,6 +89,9 @@ impl Device {
     pub fn open(_eal: Eal, spec: &DeviceSpec, options: &DeviceOptions<'_>) -> Result<Self, DeviceError> {
         let _control = CONTROL.lock();
         check(spec, options)?;
+        let spec = &Functions::of_this_host()
+            .resolve(spec)
+            .map_err(|error| DeviceError::NoVf { device: spec.to_string(), reason: error.to_string() })?;
         // SAFETY: both read numbers.
         let (used, limit) = unsafe { (sys::fb_port_count(), sys::fb_port_limit()) };
         if used >= limit {
@@ -285,6 +289,10 @@ impl OpenDevice {
             DeviceSpec::Vhost { .. } => vhost::RING_PACKETS,
             _ => options.rx_descriptors,
         }
+    }
+
+    pub(crate) fn has_foreign_tags(&self) -> bool {
+        matches!(self.spec, DeviceSpec::Pci { .. })
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -34,7 +34,7 @@ impl DeviceSpec {
     /// Most queue pairs that the kind supports, whatever DPDK says later.
     pub(crate) fn queue_limit(&self) -> u16 {
         match self {
-            Self::Pci { .. } | Self::AfPacket { .. } | Self::VirtioUser { .. } => u16::MAX,
+            Self::Pci { .. } | Self::Vf { .. } | Self::AfPacket { .. } | Self::VirtioUser { .. } => u16::MAX,
             Self::Vhost { .. } => vhost::PAIRS,
             // SAFETY: reads a constant.
             Self::Tap { .. } => unsafe { sys::fb_tap_queue_limit() },
@@ -60,6 +60,8 @@ impl DeviceSpec {
         let number = NEXT_DEVICE.fetch_add(1, Ordering::Relaxed);
         match self {
             Self::Pci { address, extras } => format!("{address}{extras}"),
+            // It has become a PCI function by now; DPDK knows no such word.
+            Self::Vf { pf, index, extras } => format!("{pf}/{index}{extras}"),
             Self::Tap { name, extras } => format!("net_tap{number},iface={name}{extras}"),
             Self::AfPacket { iface, extras } => {
                 let Ring { frame_bytes, block_bytes, frames } = Ring::new(mtu, rx_descriptors);
@@ -101,7 +103,14 @@ impl DeviceSpec {
 
     /// Whether a MAC address means something to the device; others take none and need none.
     pub(crate) fn has_mac(&self) -> bool {
-        matches!(self, Self::Pci { .. } | Self::Tap { .. } | Self::AfPacket { .. } | Self::AfXdp { .. })
+        matches!(
+            self,
+            Self::Pci { .. }
+                | Self::Vf { .. }
+                | Self::Tap { .. }
+                | Self::AfPacket { .. }
+                | Self::AfXdp { .. }
+        )
     }
 
     /// Whether the MTU is DPDK's to set. Not with af_packet, where it belongs to the kernel's interface, which may

@@ -6,8 +6,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::vf::target;
+
 /// The forms of a device, for messages.
-const FORMS: &str = "pci:DDDD:BB:DD.F, tap:NAME, af_packet:IFACE, af_xdp:IFACE, vhost:PATH, virtio_user:PATH, \
+const FORMS: &str = "pci:DDDD:BB:DD.F, vf:PF/INDEX, tap:NAME, af_packet:IFACE, af_xdp:IFACE, vhost:PATH, virtio_user:PATH, \
                      memif:PATH, pcap:FILE, null:, dpdk:DEVARGS; all but dpdk: may go on with ,KEY=VALUE";
 
 /// Longest name of a kernel interface: IFNAMSIZ less its NUL.
@@ -19,6 +21,15 @@ pub(crate) const SOCKET_PATH_BYTES: usize = 107;
 /// A device of DPDK's, by what it stands on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DeviceSpec {
+    /// A VF by its number on its PF; whoever opens it has made and bound it ([`crate::vf::Functions::prepare`]).
+    Vf {
+        /// The PF's interface, or its PCI address in full and lower case.
+        pf: String,
+        /// The VF's number, from 0.
+        index: u32,
+        /// Further arguments for the driver.
+        extras: Extras,
+    },
     /// A PCI function bound to vfio-pci; the address in full, lower case.
     Pci {
         /// `0000:3b:02.1`
@@ -102,6 +113,16 @@ pub struct DeviceSpecError {
     pub reason: String,
 }
 
+impl DeviceSpec {
+    /// The same, at a PCI address: what a VF is to DPDK.
+    pub(crate) fn at(&self, address: &str) -> Self {
+        match self {
+            Self::Vf { extras, .. } => Self::Pci { address: address.to_owned(), extras: extras.clone() },
+            other => other.clone(),
+        }
+    }
+}
+
 impl Extras {
     /// The value of a key.
     #[must_use]
@@ -155,6 +176,11 @@ fn parse(value: &str) -> Result<DeviceSpec, String> {
     let extras = |words, reserved: &[&str]| Extras::parse(words, reserved);
     Ok(match kind {
         "pci" => DeviceSpec::Pci { address: pci_address(subject)?, extras: extras(words, &[])? },
+        "vf" => {
+            let (pf, index) = subject.rsplit_once('/').ok_or("there is no /INDEX behind the PF")?;
+            let (pf, index) = target::vf(pf, index)?;
+            DeviceSpec::Vf { pf, index, extras: extras(words, &[])? }
+        }
         "tap" => DeviceSpec::Tap { name: interface(subject)?, extras: extras(words, &["iface", "mac"])? },
         "af_packet" => {
             let reserved = ["iface", "qpairs", "framesz", "blocksz", "framecnt"];
@@ -218,7 +244,7 @@ fn raw(devargs: &str) -> Result<DeviceSpec, String> {
     Ok(DeviceSpec::Raw { devargs: devargs.to_owned() })
 }
 
-fn interface(name: &str) -> Result<String, String> {
+pub(crate) fn interface(name: &str) -> Result<String, String> {
     let plain = |byte: u8| byte.is_ascii_graphic() && !b"/,:%=[]()\"".contains(&byte);
     if name.is_empty()
         || name.len() > INTERFACE_NAME_BYTES
@@ -259,7 +285,7 @@ fn argument(text: &str) -> Result<&str, String> {
 }
 
 /// `0000:3b:02.1` or `3b:02.1`, in hexadecimal; given in full and lower case.
-fn pci_address(text: &str) -> Result<String, String> {
+pub(crate) fn pci_address(text: &str) -> Result<String, String> {
     let parsed = || {
         let (front, function) = text.rsplit_once('.')?;
         let mut parts = front.rsplit(':');
@@ -281,6 +307,7 @@ impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pci { address, extras } => write!(f, "pci:{address}{extras}"),
+            Self::Vf { pf, index, extras } => write!(f, "vf:{pf}/{index}{extras}"),
             Self::Tap { name, extras } => write!(f, "tap:{name}{extras}"),
             Self::AfPacket { iface, extras } => write!(f, "af_packet:{iface}{extras}"),
             Self::AfXdp { iface, extras } => write!(f, "af_xdp:{iface}{extras}"),
@@ -303,6 +330,8 @@ mod tests {
         for text in [
             "pci:0000:3b:02.1",
             "pci:0000:3b:02.1,representor=0",
+            "vf:ens1f0/3",
+            "vf:0000:3b:00.0/0,a=b",
             "tap:vm1",
             "tap:vm1,persist=1",
             "af_packet:und0",
@@ -323,6 +352,7 @@ mod tests {
             assert_eq!(spec.to_string(), text);
         }
         assert_eq!("null:size=64".parse::<DeviceSpec>(), "null:,size=64".parse());
+        assert_eq!("vf:3B:00.0/1".parse::<DeviceSpec>(), "vf:0000:3b:00.0/1".parse());
         assert_eq!("pci:3B:02.1".parse::<DeviceSpec>(), "pci:0000:3b:02.1".parse());
     }
 
@@ -354,6 +384,11 @@ mod tests {
             ("pci:3b:2.0", "PCI address"),
             ("pci:1:0000:3b:02.1", "PCI address"),
             ("pci:+000:3b:02.1", "PCI address"),
+            ("vf:ens1f0", "no /INDEX"),
+            ("vf:ens1f0/", "number of a VF"),
+            ("vf:ens1f0/-1", "number of a VF"),
+            ("vf:ens1f0/65535", "number of a VF"),
+            ("vf:/1", "not an interface's name"),
             ("vlan:uplink0/7", "no device of its own"),
             ("dpdk:", "needs DPDK's arguments"),
             ("dpdk:0000:3b:02.1", "pci:ADDRESS"),

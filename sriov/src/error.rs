@@ -111,6 +111,14 @@ pub enum DeviceError {
         /// What to do.
         remedy: String,
     },
+    /// The VF cannot be found.
+    #[error("device {device}: {reason}")]
+    NoVf {
+        /// The device, as written in the configuration.
+        device: String,
+        /// What is missing, and what to do.
+        reason: String,
+    },
     /// Something else holds what the device stands on.
     #[error("device {device}: {what} is in use ({remedy})")]
     InUse {

@@ -27,6 +27,7 @@ mod precheck;
 mod queue;
 mod tap_signals;
 pub mod tsc;
+pub mod vf;
 mod vhost;
 mod wake;
 

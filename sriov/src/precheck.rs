@@ -20,6 +20,11 @@ const HANDING_DRIVERS: &[&str] = &["vfio-pci", "uio_pci_generic", "igb_uio"];
 
 const PCI_DEVICES: &str = "/sys/bus/pci/devices";
 
+/// Whether DPDK can work with a function that this driver has.
+pub(crate) fn serves_dpdk(driver: &str) -> bool {
+    HANDING_DRIVERS.contains(&driver) || SHARING_DRIVERS.contains(&driver)
+}
+
 /// Looks for what the device needs, and takes dead sockets out of its way.
 pub(crate) fn precheck(spec: &DeviceSpec) -> Result<(), DeviceError> {
     match spec {
@@ -39,7 +44,8 @@ pub(crate) fn precheck(spec: &DeviceSpec) -> Result<(), DeviceError> {
             open(spec, file, File::options().read(true), "CAP_DAC_READ_SEARCH")?;
             extras.get("tx").map_or(Ok(()), |tx| folder_of(spec, tx))
         }
-        DeviceSpec::Null { .. } | DeviceSpec::Raw { .. } => Ok(()),
+        // A VF has become a PCI function by now.
+        DeviceSpec::Vf { .. } | DeviceSpec::Null { .. } | DeviceSpec::Raw { .. } => Ok(()),
     }
 }
 
@@ -51,7 +57,7 @@ fn pci(spec: &DeviceSpec, address: &str, devices: &Path) -> Result<(), DeviceErr
     let link = fs::read_link(function.join("driver")).ok();
     let driver = link.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
     match driver {
-        Some(driver) if HANDING_DRIVERS.contains(&driver) || SHARING_DRIVERS.contains(&driver) => Ok(()),
+        Some(driver) if serves_dpdk(driver) => Ok(()),
         _ => Err(DeviceError::NotBoundToVfio {
             device: spec.to_string(),
             address: address.to_owned(),

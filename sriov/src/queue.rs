@@ -25,19 +25,28 @@ pub struct RxQueue {
     teller: Teller,
     /// Of a vhost port: in place of one queue, the rings of the guest that are this user's.
     share: Option<Share>,
+    foreign_tags: bool,
     _device: Arc<OpenDevice>,
 }
 
 impl RxQueue {
     pub(crate) fn new(device: Arc<OpenDevice>, queue: u16, descriptors: u16, teller: Teller) -> Self {
         let share = device.rings().map(|rings| Share::new(Arc::clone(rings), queue, device.queue_count()));
-        Self { port: device.port(), queue, descriptors, teller, share, _device: device }
+        let foreign_tags = device.has_foreign_tags();
+        Self { port: device.port(), queue, descriptors, teller, share, foreign_tags, _device: device }
     }
 
     /// Packets that the queue holds, as far as it is known.
     #[must_use]
     pub fn capacity(&self) -> usize {
         usize::from(self.descriptors)
+    }
+
+    /// Whether a tag that stands beside a packet is the NIC's own: that of the VLAN which a PF keeps the VF in, and which
+    /// is not the VF's to see. Nobody else takes tags out of a PCI function's packets, because nobody asks for it.
+    #[must_use]
+    pub fn has_foreign_tags(&self) -> bool {
+        self.foreign_tags
     }
 
     /// To be called before a sleep: from now on the queue tells when packets come, as it says. To be followed by

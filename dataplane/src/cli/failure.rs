@@ -7,6 +7,7 @@ use std::str::Utf8Error;
 use forebay_api::client::ConnectError;
 use forebay_api::rule_json::MAX_RULE_BYTES;
 use forebay_api::spec_error::SpecError;
+use forebay_sriov::vf::VfError;
 use tonic::Code;
 
 /// A command that was not done. Its text is one line.
@@ -26,6 +27,8 @@ pub enum Failure {
     ChangesRefused { count: u64 },
     #[error("the daemon's answer has no {0} (are forebay and the daemon of the same version?)")]
     Incomplete(&'static str),
+    #[error(transparent)]
+    Function(#[from] VfError),
     #[error("standard output: {0}")]
     Output(#[from] io::Error),
     #[error("cannot start: {0}")]

@@ -19,6 +19,7 @@ mod stats;
 mod table;
 #[cfg(test)]
 mod tests;
+mod vf;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -59,6 +60,9 @@ enum Command {
     },
     /// Look at this machine: what stands in the way, and the command that mends it. Needs no daemon.
     Doctor(doctor::DoctorArgs),
+    /// Show, create, bind and release SR-IOV virtual functions of this machine.
+    #[command(subcommand)]
+    Vf(vf::VfCommand),
     /// Run the benchmark harness.
     Bench(Box<forebay_benches::BenchArgs>),
     /// Send packets for the benchmark harness, which starts this itself.
@@ -117,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Run { config } => forebay_dataplane::daemon::run(&config),
         Command::Check { config, form } => forebay_dataplane::daemon::check(&config, form.json),
         Command::Doctor(args) => doctor::main(&args),
+        Command::Vf(command) => vf::main(command),
         Command::Bench(args) => forebay_benches::run(*args, bench::make_feed),
         Command::BenchGenerator(args) => generator::main(&args),
         Command::BenchPacer(args) => pacer::main(&args),
@@ -160,6 +165,11 @@ fn control(socket: &Path, command: Control) -> ExitCode {
             runtime.block_on(execute(socket, command, &mut out))?;
             Ok(out.flush()?)
         });
+    status_of(done)
+}
+
+/// The exit status of a command; why it was not done goes to standard error.
+fn status_of(done: Result<(), Failure>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         // The reader has seen enough, as in `forebay rule list | head`.

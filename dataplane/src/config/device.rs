@@ -7,7 +7,7 @@ use super::object::Fault;
 use super::value::port_name;
 
 /// Every form, for messages.
-pub(super) const FORMS: &str = "pci:ADDRESS, tap:NAME, af_packet:IFACE, af_xdp:IFACE, vhost:PATH, virtio_user:PATH, \
+pub(super) const FORMS: &str = "pci:ADDRESS, vf:PF/INDEX, tap:NAME, af_packet:IFACE, af_xdp:IFACE, vhost:PATH, virtio_user:PATH, \
                                 memif:PATH, pcap:FILE, null:, each with ,KEY=VALUE… if need be, dpdk:ARGUMENTS, \
                                 vlan:PORT/ID";
 
@@ -72,6 +72,7 @@ mod tests {
     fn every_form_is_read() {
         for text in [
             "pci:0000:3b:02.1",
+            "vf:ens1f0/3",
             "tap:fifteen-letters",
             "af_packet:und0",
             "af_xdp:eth0.7",
@@ -115,6 +116,8 @@ mod tests {
     fn devices_are_told_apart_by_what_they_stand_on() {
         let of = |text: &str| identity(&device(text).unwrap());
         assert_eq!(of("tap:a"), of("tap:a,persist=1"));
+        assert_eq!(of("vf:ens1/0"), of("vf:ens1/0,a=b"));
+        assert_ne!(of("vf:ens1/0"), of("vf:ens1/1"));
         assert_eq!(of("pci:3B:02.1"), of("pci:0000:3b:02.1"));
         assert_eq!(of("dpdk:net_ring0"), of("dpdk:net_ring0,nodeaction=r0:0:CREATE"));
         assert_eq!(of("memif:/m"), of("memif:/m,role=client,id=0"));

@@ -10,6 +10,7 @@ use super::book::{Book, PortKind};
 use super::crew::{Crew, CrewError, Ends};
 use super::desk::Desk;
 use super::flows::FlowsError;
+use super::functions::PortFunctions;
 use super::ports::{PortRecord, PortSource, Ports};
 use super::resolver::Resolver;
 use super::rule_error::RuleError;
@@ -23,6 +24,7 @@ use crate::rules::rule::NotCanonical;
 use crate::snapshot::{MAX_PORTS, Neighbours, Snapshot};
 use forebay_api::spec_error::SpecError;
 use forebay_pipeline::publish::{Publisher, Stalled};
+use forebay_sriov::vf::VfError;
 use forebay_sriov::{
     DEFAULT_DATA_ROOM_BYTES, Device, DeviceError, DeviceOptions, DeviceSpec, Eal, EalError, EalOptions,
     PacketPool, PoolError,
@@ -66,6 +68,17 @@ pub enum HostError {
         /// What is wrong.
         source: DeviceError,
     },
+    /// What a port's device stands on cannot be had.
+    #[error("port {port:?}: {source}")]
+    Function {
+        /// The port.
+        port: String,
+        /// What is wrong.
+        source: VfError,
+    },
+    /// VFs cannot be made.
+    #[error(transparent)]
+    Functions(#[from] VfError),
     /// A port cannot be accepted.
     #[error("{0}")]
     Port(String),
@@ -130,6 +143,8 @@ pub struct Host {
     pub(super) rules: AtomicUsize,
     /// Rules of the state file that this program cannot read. They stay there, for the one that wrote them.
     pub(super) unreadable: Mutex<BTreeSet<segment::Place>>,
+    /// What devices stand on.
+    pub(super) functions: PortFunctions,
 }
 
 impl Host {
@@ -180,14 +195,19 @@ impl Host {
             listing: Mutex::default(),
             rules: AtomicUsize::new(0),
             unreadable: Mutex::default(),
+            functions: PortFunctions::new(&config.host.name),
         };
-        host.restore(config)?;
+        if let Err(error) = host.restore(config) {
+            host.stop();
+            return Err(error);
+        }
         Ok((Arc::new(host), ends))
     }
 
     /// Opens the ports of the config file and of the state, and loads the state's rules.
     fn restore(&self, config: &Config) -> Result<(), HostError> {
         let desk = &mut *self.desk.lock();
+        self.functions.make_vfs(config.ports.iter())?;
         // Ports with devices first: ports behind VLAN tags need theirs.
         let (with_device, behind): (Vec<_>, Vec<_>) =
             config.ports.iter().partition(|port| matches!(port.device, Place::Dpdk(_)));
@@ -212,6 +232,9 @@ impl Host {
             }
         }
         stored.sort_by_key(|port| matches!(port.device, Place::Vlan { .. }));
+        if let Err(error) = self.functions.make_vfs(stored.iter()) {
+            tracing::error!("ports of the state: {error}");
+        }
         for port in stored {
             let name = port.name.clone();
             if let Some(record) = self.ports.read().by_name.get(&name) {
@@ -279,10 +302,14 @@ impl Host {
     fn open_device(&self, port: &config::Port, text: &str, queues: u16) -> Result<Device, HostError> {
         let spec: DeviceSpec =
             text.parse().map_err(|error| HostError::Port(format!("port {:?}: {error}", port.name)))?;
+        let is_vf = matches!(spec, DeviceSpec::Vf { .. });
+        let spec = self.functions.prepare(port, spec)?;
         // A tenant's tap is the tenant's interface, so it gets the tenant's MAC; other devices of tenants are the near end
         // of something whose far end has it.
         let mac = match port.kind {
             config::PortKind::Vf(_) if !matches!(spec, DeviceSpec::Tap { .. }) => None,
+            // Its PF has set it, and takes no word of the VF's any more.
+            config::PortKind::Uplink(_) if is_vf => None,
             config::PortKind::Vf(_) | config::PortKind::Uplink(_) => port.mac.map(|mac| mac.0),
         };
         let options = DeviceOptions { mac, mtu: port.mtu, queues, ..DeviceOptions::new(&self.pool) };
@@ -367,9 +394,11 @@ impl Host {
             crew.release(device.id());
         }
         self.settle(desk)?;
+        let spec = device.spec().clone();
         if let Err(error) = device.close(Vec::new()) {
             tracing::error!("port {name:?}: {error}");
         }
+        self.functions.give_back(name, &spec);
         Ok(())
     }
 
@@ -452,6 +481,7 @@ impl Host {
                 tracing::warn!("port {name:?}: {error}");
             }
         }
+        self.functions.give_all_back();
     }
 }
 

@@ -12,6 +12,7 @@ pub mod committer;
 pub mod crew;
 pub mod desk;
 pub mod flows;
+mod functions;
 pub mod host;
 pub mod metrics;
 pub mod names;

@@ -45,7 +45,10 @@ pub(super) fn status(error: &HostError) -> Status {
         HostError::Flows(FlowsError::Late { .. }) => Status::deadline_exceeded(text),
         HostError::Rule(_) => Status::invalid_argument(text),
         HostError::PortExists { .. } => Status::already_exists(text),
-        HostError::PortInUse { .. } | HostError::Device { .. } => Status::failed_precondition(text),
+        HostError::PortInUse { .. }
+        | HostError::Device { .. }
+        | HostError::Function { .. }
+        | HostError::Functions(_) => Status::failed_precondition(text),
         HostError::Stalled(_) => Status::unavailable(text),
         HostError::Eal(_) | HostError::Pool(_) | HostError::Worker(_) | HostError::Store(_) => {
             Status::internal(text)

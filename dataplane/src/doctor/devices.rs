@@ -40,8 +40,8 @@ pub(super) fn of_config(system: &System, subject: &Subject) -> Vec<OnPci> {
     });
     let by_index = subject.ports_of(&["vf"]).map(|(port, name)| {
         let link = name
-            .split_once('/')
-            .and_then(|(pf, index)| system.link(format!("/sys/class/net/{pf}/device/virtfn{index}")));
+            .rsplit_once('/')
+            .and_then(|(pf, index)| system.link(format!("{}/virtfn{index}", physical(system, pf))));
         (port, name, link)
     });
     let found = |(port, named, address): (&str, &str, Option<String>)| {
@@ -49,6 +49,12 @@ pub(super) fn of_config(system: &System, subject: &Subject) -> Vec<OnPci> {
         OnPci { port: port.to_owned(), named: named.to_owned(), address, keeper }
     };
     by_address.chain(by_index).map(found).collect()
+}
+
+/// The folder of a physical function, named by its interface or its address.
+fn physical(system: &System, pf: &str) -> String {
+    let by_address = format!("{PCI}/{pf}");
+    if system.has(&by_address) { by_address } else { format!("/sys/class/net/{pf}/device") }
 }
 
 fn keeper(system: &System, address: &str) -> Keeper {
@@ -79,16 +85,7 @@ const PORT: &str = "port_device";
 fn function(system: &System, device: &OnPci) -> Finding {
     let OnPci { port, named, address, keeper } = device;
     let finding = match (address, keeper) {
-        (None, _) if named.contains('/') => {
-            let pf = named.split('/').next().unwrap_or_default();
-            let value = format!("{named}: no such virtual function");
-            Finding::bad(
-                Level::Fail,
-                PORT,
-                value,
-                format!("forebay vf create {pf} COUNT; see: forebay vf list"),
-            )
-        }
+        (None, _) if named.contains('/') => to_be_made(system, named),
         (None, _) => {
             let value = format!("{named}: no such PCI function");
             Finding::bad(Level::Fail, PORT, value, "see: lspci -D -d ::0200")
@@ -98,8 +95,8 @@ fn function(system: &System, device: &OnPci) -> Finding {
             Finding::ok(PORT, format!("{address}: {driver} shares it with DPDK"))
         }
         (Some(address), Keeper::Kernel(driver)) => {
-            let value = format!("{address}: bound to {}", driver.as_deref().unwrap_or("no driver"));
-            Finding::bad(Level::Fail, PORT, value, bind_command(system, address, driver.is_some()))
+            let driver = driver.as_deref().unwrap_or("no driver");
+            Finding::ok(PORT, format!("{address}: bound to {driver}, and to vfio-pci while the daemon runs"))
         }
     };
     finding.of(port)
@@ -122,29 +119,27 @@ fn verbs(system: &System, on_pci: &[OnPci]) -> Option<Finding> {
     })
 }
 
-/// The command that hands a function to vfio-pci.
-fn bind_command(system: &System, address: &str, bound: bool) -> String {
-    if let Some(name) = virtual_function(system, address) {
-        return format!("forebay vf bind {name}");
+/// A virtual function that is not there: the daemon makes those that its ports name, where there are none yet.
+fn to_be_made(system: &System, named: &str) -> Finding {
+    let (pf, index) = named.rsplit_once('/').unwrap_or((named, ""));
+    let folder = physical(system, pf);
+    let count = |file: &str| u64::try_from(system.number(format!("{folder}/{file}"))?).ok();
+    let (total, made) = (count("sriov_totalvfs").unwrap_or(0), count("sriov_numvfs").unwrap_or(0));
+    let needed = index.parse().map_or(u64::MAX, |index: u64| index.saturating_add(1));
+    if !system.has(&folder) {
+        let value = format!("{named}: no physical function {pf}");
+        return Finding::bad(Level::Fail, PORT, value, "see: forebay vf list");
     }
-    let unbind =
-        if bound { format!("echo {address} > {PCI}/{address}/driver/unbind && ") } else { String::new() };
-    format!(
-        "modprobe vfio-pci && echo vfio-pci > {PCI}/{address}/driver_override && {unbind}\
-         echo {address} > /sys/bus/pci/drivers_probe"
-    )
-}
-
-/// `PF/INDEX` of a virtual function whose physical one has an interface.
-fn virtual_function(system: &System, address: &str) -> Option<String> {
-    let physical = system.link(format!("{PCI}/{address}/physfn"))?;
-    let interface = system.names(format!("{PCI}/{physical}/net")).into_iter().next()?;
-    let is_it = |name: &String| {
-        name.starts_with("virtfn")
-            && system.link(format!("{PCI}/{physical}/{name}")).as_deref() == Some(address)
-    };
-    let link = system.names(format!("{PCI}/{physical}")).into_iter().find(is_it)?;
-    Some(format!("{interface}/{}", link.strip_prefix("virtfn")?))
+    if needed > total {
+        let value = format!("{named}: {pf} can have {total} virtual functions");
+        let remedy = "choose another PF (see: forebay vf list), or switch SR-IOV on in the BIOS and the card's firmware";
+        return Finding::bad(Level::Fail, PORT, value, remedy);
+    }
+    if made > 0 {
+        let value = format!("{named}: {pf} has {made} virtual functions");
+        return Finding::bad(Level::Fail, PORT, value, format!("forebay vf create --force {pf} {needed}"));
+    }
+    Finding::ok(PORT, format!("{named}: made when the daemon starts"))
 }
 
 fn interface(system: &System, name: &str) -> Finding {

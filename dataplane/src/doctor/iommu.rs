@@ -5,9 +5,8 @@ use super::system::add_boot_argument;
 use super::{Finding, Level, Subject, System};
 
 pub(super) fn examine(system: &System, subject: &Subject) -> Vec<Finding> {
-    let needs = devices::of_config(system, subject)
-        .iter()
-        .any(|device| !matches!(device.keeper, Keeper::Shared(_)) && device.address.is_some());
+    let needs =
+        devices::of_config(system, subject).iter().any(|device| !matches!(device.keeper, Keeper::Shared(_)));
     let level = if needs { Level::Fail } else { Level::Warn };
     vec![groups(system, level), module(system, level)]
 }

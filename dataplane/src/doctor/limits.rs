@@ -29,7 +29,7 @@ fn soft(text: &str, name: &str) -> Option<u64> {
 fn locked(system: &System, subject: &Subject, limit_bytes: u64) -> Finding {
     const NAME: &str = "locked_memory_limit";
     let pins =
-        devices::of_config(system, subject).iter().any(|device| matches!(device.keeper, Keeper::Handed(_)));
+        devices::of_config(system, subject).iter().any(|device| !matches!(device.keeper, Keeper::Shared(_)));
     let (needed, limit) = (subject.memory_mib, limit_bytes >> 20);
     if limit_bytes == u64::MAX {
         return Finding::ok(NAME, "unlimited");

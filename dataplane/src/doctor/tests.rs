@@ -223,21 +223,21 @@ fn what_ports_stand_on_is_looked_at() {
     let bound = |driver: &'static str| {
         move |machine: &Machine| machine.link(&format!("{FUNCTION}/driver"), &format!("/drivers/{driver}"))
     };
+    // The daemon binds and makes what its ports name.
     let machine = Machine::healthy();
     bound("ixgbevf")(&machine);
-    let found = bad(machine.examine(&subject()));
-    let ports: Vec<_> = found.iter().map(|finding| finding.object.as_deref().unwrap()).collect();
-    assert_eq!(ports, ["vm1", "vm4"]);
-    assert!(
-        found.iter().all(|finding| finding.remedy.as_deref() == Some("forebay vf bind eth0/0")),
-        "{found:?}"
-    );
-    // A card of its own has no short name.
-    machine.remove(&format!("{FUNCTION}/physfn"));
-    let found = bad(machine.examine(&subject()));
-    let remedy = found[0].remedy.as_deref().unwrap();
-    assert!(remedy.contains("echo vfio-pci > /sys/bus/pci/devices/0000:3b:02.1/driver_override"), "{remedy}");
-    assert!(remedy.contains("/driver/unbind && echo 0000:3b:02.1 > /sys/bus/pci/drivers_probe"), "{remedy}");
+    assert_eq!(bad(machine.examine(&subject())), []);
+    machine.remove("/sys/class/net/eth0/device/virtfn0");
+    for (file, count) in [("sriov_totalvfs", "63"), ("sriov_numvfs", "0")] {
+        machine.write(&format!("/sys/class/net/eth0/device/{file}"), count);
+    }
+    let findings = machine.examine(&subject());
+    assert_eq!(bad(findings.clone()), []);
+    assert!(findings.iter().any(|finding| finding.value == "eth0/0: made when the daemon starts"));
+    machine.write("/sys/class/net/eth0/device/sriov_numvfs", "4");
+    let device = ("vm4".to_owned(), "vf:eth0/7".to_owned());
+    let found = bad(machine.examine(&Subject { devices: vec![device], ..subject() }));
+    assert_eq!(found[0].remedy.as_deref(), Some("forebay vf create --force eth0 8"));
 
     let machine = Machine::healthy();
     bound("mlx5_core")(&machine);
@@ -254,8 +254,14 @@ fn what_ports_stand_on_is_looked_at() {
         "a card that is shared needs neither: {found:?}"
     );
 
-    one("port_device", Fail, "forebay vf create eth0 COUNT", |machine| {
+    one("port_device", Fail, "switch SR-IOV on", |machine| {
         machine.remove("/sys/class/net/eth0/device/virtfn0");
+    });
+    one("port_device", Fail, "forebay vf list", |machine| machine.remove("/sys/class/net/eth0"));
+    one("port_device", Fail, "lspci", |machine| {
+        machine.remove("/sys/class/net/eth0/device/virtfn0");
+        machine.link("/sys/class/net/eth0/device/virtfn0", "../0000:3b:00.0");
+        machine.remove(FUNCTION);
     });
     one("port_device", Fail, "ip link", |machine| machine.remove("/sys/class/net/und0"));
     file("port_device", Warn, "ip link set und0 up", "/sys/class/net/und0/flags", "0x1002\n");

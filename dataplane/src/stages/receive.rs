@@ -99,18 +99,29 @@ impl Receive {
         match snapshot.current().devices.get(usize::from(queue.port())) {
             Some(DeviceEntry { port: Some(port), vlans: None }) => {
                 let is_vf = snapshot.current().port(*port).is_some_and(|port| port.is_vf());
-                take_all(burst, *port, is_vf, ledger);
+                if take_all(burst, *port, is_vf, ledger) {
+                    if queue.has_foreign_tags() {
+                        forget_tags(burst);
+                    } else {
+                        restore_tags(burst, *port);
+                    }
+                }
             }
-            Some(entry) => take_by_vlan(burst, entry, ledger),
+            Some(entry) => {
+                if queue.has_foreign_tags() {
+                    forget_tags(burst);
+                }
+                take_by_vlan(burst, entry, ledger);
+            }
             None => burst.clear(),
         }
         after
     }
 }
 
-/// Every packet belongs to the device's own port.
+/// Every packet belongs to the device's own port. Gives whether any has a tag beside it.
 #[inline(never)]
-fn take_all(burst: &mut Parcels, port: PortId, is_vf: bool, ledger: &Ledger) {
+fn take_all(burst: &mut Parcels, port: PortId, is_vf: bool, ledger: &Ledger) -> bool {
     burst.sole_port = Some(port);
     let Parts { packets, .. } = burst.parts();
     if is_vf {
@@ -124,8 +135,15 @@ fn take_all(burst: &mut Parcels, port: PortId, is_vf: bool, ledger: &Ledger) {
         bytes += packet.len() as u64;
     }
     ledger.received(port, packets.len() as u64, bytes);
-    if tagged {
-        restore_tags(burst, port);
+    tagged
+}
+
+/// The tags are the NIC's own, and no part of what was sent here.
+#[cold]
+#[inline(never)]
+fn forget_tags(burst: &mut Parcels) {
+    for packet in burst.parts().packets.iter_mut() {
+        let _ = packet.take_stripped_vlan();
     }
 }
 

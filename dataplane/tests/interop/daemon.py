@@ -23,7 +23,7 @@ def toml(value):
 class Host:
     """A Forebay host: a daemon in its namespace, that can be stopped, killed and started again."""
 
-    def __init__(self, lab, namespace, name, ports, core=0, idle="last-packet", workers=None):
+    def __init__(self, lab, namespace, name, ports, core=0, idle="last-packet", workers=None, hugepages="off"):
         self.lab = lab
         self.namespace = namespace
         self.name = name
@@ -38,7 +38,7 @@ class Host:
         sections = [
             ("[host]", {"name": name, "state": os.path.join(directory, "state")}),
             ("[control]", {"socket": self.socket}),
-            ("[dpdk]", {"hugepages": "off", "memory_mib": 128}),
+            ("[dpdk]", {"hugepages": hugepages, "memory_mib": 128}),
             ("[workers]", {"cores": str(core), "idle": idle, **(workers or {})}),
         ] + [("[[port]]", port) for port in ports]
         with open(self.config, "w", encoding="utf-8") as file:
