@@ -54,6 +54,7 @@ scenarios! {
     scapy_diff
     two_hosts_v4
     two_hosts_v6
+    vhost_guest
     vlan_ports
     workers_move
 }

@@ -11,13 +11,24 @@ use std::{env, fs, process};
 #[path = "src/layout.rs"]
 mod layout;
 
-/// The libraries whose symbols the shim names. Drivers are loaded by EAL at run time.
-const LIBRARIES: &[&str] = &["rte_ethdev", "rte_mbuf", "rte_mempool", "rte_ring", "rte_eal", "rte_kvargs"];
+/// The libraries whose symbols the shim names. Drivers are loaded by EAL at run time, but for vhost's, which is asked more
+/// than ethdev knows to ask.
+const LIBRARIES: &[&str] = &[
+    "rte_ethdev",
+    "rte_mbuf",
+    "rte_mempool",
+    "rte_ring",
+    "rte_eal",
+    "rte_kvargs",
+    "rte_vhost",
+    "rte_net_vhost",
+];
 
 fn main() {
     println!("cargo:rerun-if-changed=src/shim.c");
     println!("cargo:rerun-if-changed=src/memif_wake.c");
     println!("cargo:rerun-if-changed=src/port_events.c");
+    println!("cargo:rerun-if-changed=src/vhost.c");
     println!("cargo:rerun-if-changed=src/layout.rs");
     println!("cargo:rerun-if-env-changed=PKG_CONFIG_PATH");
 
@@ -30,6 +41,7 @@ fn main() {
         .file("src/shim.c")
         .file("src/memif_wake.c")
         .file("src/port_events.c")
+        .file("src/vhost.c")
         .include(&out)
         .opt_level(2)
         .flag("-std=gnu11");

@@ -25,6 +25,7 @@ use crate::queue::{RxQueue, TxQueue};
 use crate::tap_signals::NoFreeSignals;
 use crate::trouble::{LinkMemory, Trouble};
 use crate::vf::Functions;
+use crate::vhost::{self, Door, GuestQueues, Rings};
 use crate::wake::Teller;
 
 pub use forebay_dpdk_sys::PortStats as DeviceStats;
@@ -109,6 +110,7 @@ impl Device {
         let queues = open.configure(wanted, options)?;
         open.attach(options)?;
         open.start()?;
+        open.let_in()?;
 
         let linearize = !open.capabilities().multi_segment_tx() && !spec.takes_chains();
         let open = Arc::new(open);
@@ -116,7 +118,7 @@ impl Device {
         let pair = |queue| {
             let teller = open.teller(queue, options);
             tells &= !matches!(teller, Teller::Silent);
-            let receive = RxQueue::new(Arc::clone(&open), queue, options.rx_descriptors, teller);
+            let receive = RxQueue::new(Arc::clone(&open), queue, open.capacity(options), teller);
             (receive, TxQueue::new(Arc::clone(&open), queue, options.mtu, linearize))
         };
         let queues = (0..queues).map(pair).collect();
@@ -201,6 +203,12 @@ impl Device {
         was_reset.then_some(Trouble::WasReset)
     }
 
+    /// Of a vhost port, what its guest uses of it.
+    #[must_use]
+    pub fn guest_queues(&self) -> Option<GuestQueues> {
+        self.open.rings().map(|rings| rings.guest())
+    }
+
     /// The device's own counters; zeroes where the driver has none.
     #[must_use]
     pub fn device_stats(&self) -> DeviceStats {
@@ -275,6 +283,8 @@ pub(crate) struct OpenDevice {
     mtu: u16,
     queues: u16,
     if_index: u32,
+    door: Option<Door>,
+    rings: Option<Arc<Rings>>,
     started: bool,
     closed: bool,
     _membership: Option<Membership>,
@@ -284,6 +294,23 @@ pub(crate) struct OpenDevice {
 impl OpenDevice {
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    pub(crate) fn queue_count(&self) -> u16 {
+        self.queues
+    }
+
+    /// Of a vhost port, the rings of its guest.
+    pub(crate) fn rings(&self) -> Option<&Arc<Rings>> {
+        self.rings.as_ref()
+    }
+
+    /// Packets that a receive queue holds.
+    fn capacity(&self, options: &DeviceOptions<'_>) -> u16 {
+        match self.spec {
+            DeviceSpec::Vhost { .. } => vhost::RING_PACKETS,
+            _ => options.rx_descriptors,
+        }
     }
 
     pub(crate) fn has_foreign_tags(&self) -> bool {
@@ -319,7 +346,10 @@ impl OpenDevice {
         queues: u16,
         options: &DeviceOptions<'_>,
     ) -> Result<Self, DeviceError> {
-        let text = spec.devargs(queues, options.mtu, options.rx_descriptors, options.mac);
+        let door = Door::of(spec)?;
+        let known = door.as_ref().map(|door| door.disguise(spec));
+        let known = known.as_ref().unwrap_or(spec);
+        let text = known.devargs(queues, options.mtu, options.rx_descriptors, options.mac);
         let devargs = CString::new(text).unwrap_or_default();
         let mut port = 0;
         // SAFETY: EAL runs, the arguments outlive the calls, and `port` has room for the one port asked for.
@@ -341,6 +371,8 @@ impl OpenDevice {
             mtu: options.mtu,
             queues: 0,
             if_index: spec.netdev().and_then(netdev::index).unwrap_or(0),
+            door,
+            rings: None,
             started: false,
             closed: false,
             _membership: None,
@@ -383,7 +415,7 @@ impl OpenDevice {
                 DeviceSpec::Pci { .. } if self.queues > 1 => self.info.rss_flow_types,
                 _ => 0,
             },
-            queues: self.queues,
+            queues: self.spec.queue_pairs(self.queues),
             rx_descriptors: self.spec.rx_descriptors(options.rx_descriptors, room),
             tx_descriptors: options.tx_descriptors,
             mtu: options.mtu.min(limit),
@@ -471,12 +503,29 @@ impl OpenDevice {
         }
     }
 
+    /// Of a vhost port: lets the guest in, now that it is known what it is offered.
+    fn let_in(&mut self) -> Result<(), DeviceError> {
+        let Some(door) = &self.door else { return Ok(()) };
+        self.rings = Rings::of(self.port);
+        door.open(self.port).map_err(|error| DeviceError::Step {
+            device: self.spec.to_string(),
+            step: "let its guest in",
+            reason: error.to_string(),
+            remedy: "see the kernel's reason",
+        })
+    }
+
     /// Stops, closes and removes the device, once.
     fn shut(&mut self) -> Result<(), DeviceError> {
         if std::mem::replace(&mut self.closed, true) {
             return Ok(());
         }
         let _control = CONTROL.lock();
+        if let Some(door) = &self.door {
+            door.close();
+            // SAFETY: the port is not closed yet.
+            unsafe { sys::fb_vhost_forget(self.port) };
+        }
         // SAFETY: the port exists, and no queue handle is left that could use it: `self` is owned or last.
         let (stopped, closed, removed) = unsafe {
             let device: *mut c_void = sys::fb_port_device(self.port);

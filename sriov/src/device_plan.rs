@@ -6,6 +6,7 @@ use forebay_dpdk_sys as sys;
 
 use crate::af_packet::Ring;
 use crate::device_spec::DeviceSpec;
+use crate::vhost;
 
 /// Ethernet header and two VLAN tags: what a frame has beyond the MTU. DPDK's tap driver allows the same.
 pub(crate) const FRAME_OVERHEAD_BYTES: u32 = 14 + 4 + 4;
@@ -33,11 +34,8 @@ impl DeviceSpec {
     /// Most queue pairs that the kind supports, whatever DPDK says later.
     pub(crate) fn queue_limit(&self) -> u16 {
         match self {
-            Self::Pci { .. }
-            | Self::Vf { .. }
-            | Self::AfPacket { .. }
-            | Self::Vhost { .. }
-            | Self::VirtioUser { .. } => u16::MAX,
+            Self::Pci { .. } | Self::Vf { .. } | Self::AfPacket { .. } | Self::VirtioUser { .. } => u16::MAX,
+            Self::Vhost { .. } => vhost::PAIRS,
             // SAFETY: reads a constant.
             Self::Tap { .. } => unsafe { sys::fb_tap_queue_limit() },
             Self::AfXdp { .. }
@@ -45,6 +43,15 @@ impl DeviceSpec {
             | Self::Pcap { .. }
             | Self::Null { .. }
             | Self::Raw { .. } => 1,
+        }
+    }
+
+    /// Queue pairs that the device is set up with for so many workers: more than those, where the other side decides how many it
+    /// uses.
+    pub(crate) fn queue_pairs(&self, workers: u16) -> u16 {
+        match self {
+            Self::Vhost { .. } => workers.max(vhost::PAIRS),
+            _ => workers,
         }
     }
 
@@ -64,7 +71,9 @@ impl DeviceSpec {
                 )
             }
             Self::AfXdp { iface, extras } => format!("net_af_xdp{number},iface={iface}{extras}"),
-            Self::Vhost { path, extras } => format!("net_vhost{number},iface={path},queues={queues}{extras}"),
+            Self::Vhost { path, extras } => {
+                format!("net_vhost{number},iface={path},queues={}{extras}", self.queue_pairs(queues))
+            }
             Self::VirtioUser { path, extras } => {
                 let mac = mac.map_or_else(String::new, |mac| format!(",mac={}", mac_text(mac)));
                 format!("net_virtio_user{number},path={path},queues={queues}{mac}{extras}")
@@ -182,7 +191,7 @@ mod tests {
             devargs("af_packet:und0,qdisc_bypass=0"),
             "net_af_packet,iface=und0,qpairs=2,framesz=2048,blocksz=4096,framecnt=512,qdisc_bypass=0"
         );
-        assert_eq!(devargs("vhost:/run/a,client=1"), "net_vhost,iface=/run/a,queues=2,client=1");
+        assert_eq!(devargs("vhost:/run/a,client=1"), "net_vhost,iface=/run/a,queues=64,client=1");
         assert_eq!(
             devargs("virtio_user:/run/a"),
             "net_virtio_user,path=/run/a,queues=2,mac=02:00:00:00:00:01"

@@ -16,7 +16,7 @@ const FORMS: &str = "pci:DDDD:BB:DD.F, vf:PF/INDEX, tap:NAME, af_packet:IFACE, a
 const INTERFACE_NAME_BYTES: usize = 15;
 
 /// Longest path of a Unix socket: `sun_path` less its NUL.
-const SOCKET_PATH_BYTES: usize = 107;
+pub(crate) const SOCKET_PATH_BYTES: usize = 107;
 
 /// A device of DPDK's, by what it stands on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -187,7 +187,11 @@ fn parse(value: &str) -> Result<DeviceSpec, String> {
             DeviceSpec::AfPacket { iface: interface(subject)?, extras: extras(words, &reserved)? }
         }
         "af_xdp" => DeviceSpec::AfXdp { iface: interface(subject)?, extras: extras(words, &["iface"])? },
-        "vhost" => DeviceSpec::Vhost { path: socket(subject)?, extras: extras(words, &["iface", "queues"])? },
+        "vhost" => {
+            let extras = extras(words, &["iface", "queues"])?;
+            check_vhost(&extras)?;
+            DeviceSpec::Vhost { path: socket(subject)?, extras }
+        }
         "virtio_user" => {
             let reserved = ["path", "queues", "mac"];
             DeviceSpec::VirtioUser { path: socket(subject)?, extras: extras(words, &reserved)? }
@@ -212,6 +216,20 @@ fn parse(value: &str) -> Result<DeviceSpec, String> {
         "vlan" => return Err("a VLAN of another port has no device of its own".into()),
         _ => return Err(format!("there is no kind {kind:?}")),
     })
+}
+
+/// A guest must not be promised what nobody does for it.
+fn check_vhost(extras: &Extras) -> Result<(), String> {
+    if !matches!(extras.get("client"), None | Some("0" | "1")) {
+        return Err("client must be 0 or 1".into());
+    }
+    if extras.get("tso").is_some_and(|value| value != "0") {
+        return Err("tso: guests' segments are not cut yet, so it cannot be offered".into());
+    }
+    if extras.get("legacy-ol-flags").is_some_and(|value| value != "0") {
+        return Err("legacy-ol-flags: guests' checksums would be left unfinished".into());
+    }
+    Ok(())
 }
 
 fn raw(devargs: &str) -> Result<DeviceSpec, String> {
@@ -353,6 +371,10 @@ mod tests {
             ("vhost:", "the path is missing"),
             ("vhost:/run/a b", "cannot carry"),
             ("vhost:/run/[a]", "cannot carry"),
+            ("vhost:/run/a,client=yes", "client must be 0 or 1"),
+            ("vhost:/run/a,tso=1", "not cut yet"),
+            ("vhost:/run/a,legacy-ol-flags=1", "left unfinished"),
+            ("vhost:/run/a,queues=2", "follows from"),
             ("memif:/run/m,role=master", "server or client"),
             ("memif:/run/m,id=1,id=2", "twice"),
             ("null:size=x", "number of bytes"),

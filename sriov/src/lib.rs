@@ -29,6 +29,7 @@ mod tap_signals;
 mod trouble;
 pub mod tsc;
 pub mod vf;
+mod vhost;
 mod wake;
 
 pub use burst::{BURST, Drain, PacketBurst};
@@ -43,4 +44,5 @@ pub use packet::{ChecksumStatus, Packet, Segments};
 pub use pool::{DEFAULT_DATA_ROOM_BYTES, HEADROOM_BYTES, PacketPool};
 pub use queue::{RxQueue, TxQueue};
 pub use trouble::Trouble;
+pub use vhost::GuestQueues;
 pub use wake::Wake;

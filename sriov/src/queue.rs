@@ -10,6 +10,7 @@ use forebay_dpdk_sys as sys;
 use crate::burst::PacketBurst;
 use crate::device::OpenDevice;
 use crate::device_plan::FRAME_OVERHEAD_BYTES;
+use crate::vhost::{Share, Turn};
 use crate::wake::{Teller, Wake};
 
 /// Shortest frame that every driver takes: an Ethernet header. The tap driver would try a shorter one for ever.
@@ -22,14 +23,17 @@ pub struct RxQueue {
     queue: u16,
     descriptors: u16,
     teller: Teller,
+    /// Of a vhost port: in place of one queue, the rings of the guest that are this user's.
+    share: Option<Share>,
     foreign_tags: bool,
     _device: Arc<OpenDevice>,
 }
 
 impl RxQueue {
     pub(crate) fn new(device: Arc<OpenDevice>, queue: u16, descriptors: u16, teller: Teller) -> Self {
+        let share = device.rings().map(|rings| Share::new(Arc::clone(rings), queue, device.queue_count()));
         let foreign_tags = device.has_foreign_tags();
-        Self { port: device.port(), queue, descriptors, teller, foreign_tags, _device: device }
+        Self { port: device.port(), queue, descriptors, teller, share, foreign_tags, _device: device }
     }
 
     /// Packets that the queue holds, as far as it is known.
@@ -72,14 +76,30 @@ impl RxQueue {
     /// receive paths give nothing when asked for fewer than 32, so ask with an empty burst.
     #[inline]
     pub fn receive(&mut self, burst: &mut PacketBurst) -> usize {
-        let room = burst.spare();
-        // SAFETY: the handle keeps the device started and is the queue's only user; at most `room` packets are
-        // written, and those are ours.
-        unsafe {
-            let count = sys::fb_rx_burst(self.port, self.queue, burst.spare_raw(), room as u16);
-            burst.added(usize::from(count));
-            usize::from(count)
+        match &mut self.share {
+            None => receive_from(self.port, self.queue, burst),
+            Some(share) => {
+                let (port, before) = (self.port, burst.len());
+                share.each(|ring| {
+                    receive_from(port, ring, burst);
+                    burst.spare() == 0
+                });
+                burst.len() - before
+            }
         }
+    }
+}
+
+/// Receives from a queue of which the caller is the only user.
+#[inline]
+fn receive_from(port: u16, queue: u16, burst: &mut PacketBurst) -> usize {
+    let room = burst.spare();
+    // SAFETY: only handles call this: they keep the device started and are the queue's only user; at most `room` packets
+    // are written, and those are ours.
+    unsafe {
+        let count = sys::fb_rx_burst(port, queue, burst.spare_raw(), room as u16);
+        burst.added(usize::from(count));
+        usize::from(count)
     }
 }
 
@@ -92,13 +112,16 @@ pub struct TxQueue {
     /// Whether the driver wants each packet in one piece.
     linearize: bool,
     refused: u64,
+    /// Of a vhost port: in place of one queue, a ring that the guest has enabled.
+    turn: Option<Turn>,
     _device: Arc<OpenDevice>,
 }
 
 impl TxQueue {
     pub(crate) fn new(device: Arc<OpenDevice>, queue: u16, mtu: u16, linearize: bool) -> Self {
         let longest_frame_bytes = u32::from(mtu) + FRAME_OVERHEAD_BYTES;
-        Self { port: device.port(), queue, longest_frame_bytes, linearize, refused: 0, _device: device }
+        let turn = device.rings().map(|rings| Turn::new(Arc::clone(rings), queue));
+        Self { port: device.port(), queue, longest_frame_bytes, linearize, refused: 0, turn, _device: device }
     }
 
     /// The device's port number.
@@ -122,13 +145,9 @@ impl TxQueue {
         if burst.is_empty() {
             return 0;
         }
-        // SAFETY: the handle keeps the device started and is the queue's only user; the device takes ownership of
-        // the packets that it counts.
-        unsafe {
-            let length = burst.len() as u16;
-            let sent = usize::from(sys::fb_tx_burst(self.port, self.queue, burst.filled_raw(), length));
-            burst.taken(sent);
-            sent
+        match &self.turn {
+            None => send_to(self.port, self.queue, burst),
+            Some(turn) => turn.take(|ring| send_to(self.port, ring, burst)).unwrap_or(0),
         }
     }
 
@@ -159,5 +178,18 @@ impl TxQueue {
         burst
             .retain(|packet| sendable.contains(&packet.head().pkt_len) && (!linearize || packet.linearize()));
         self.refused += (before - burst.len()) as u64;
+    }
+}
+
+/// Sends through a queue of which the caller is the only user.
+#[inline]
+fn send_to(port: u16, queue: u16, burst: &mut PacketBurst) -> usize {
+    // SAFETY: only handles call this: they keep the device started and are the queue's only user; the device takes
+    // ownership of the packets that it counts.
+    unsafe {
+        let length = burst.len() as u16;
+        let sent = usize::from(sys::fb_tx_burst(port, queue, burst.filled_raw(), length));
+        burst.taken(sent);
+        sent
     }
 }

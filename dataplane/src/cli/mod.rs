@@ -4,6 +4,7 @@
 
 mod bench;
 mod change;
+mod doctor;
 mod failure;
 mod flow;
 mod generator;
@@ -60,6 +61,8 @@ enum Command {
         #[command(flatten)]
         form: Form,
     },
+    /// Look at this machine: what stands in the way, and the command that mends it. Needs no daemon.
+    Doctor(doctor::DoctorArgs),
     /// Show, create, bind and release SR-IOV virtual functions of this machine.
     #[command(subcommand)]
     Vf(vf::VfCommand),
@@ -125,6 +128,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run { config } => forebay_dataplane::daemon::run(&config),
         Command::Check { config, form } => forebay_dataplane::daemon::check(&config, form.json),
+        Command::Doctor(args) => doctor::main(&args),
         Command::Vf(command) => vf::main(command),
         Command::Bench(args) => forebay_benches::run(*args, bench::make_feed),
         Command::BenchGenerator(args) => generator::main(&args),

@@ -8,6 +8,7 @@ use super::host::Host;
 use super::notice::{Notice, Trapped};
 use super::renewal::Renewal;
 use super::resolver::Question;
+use super::view::LinkNews;
 use crate::snapshot::{PortRole, Snapshot};
 use crate::stages::dispatch::Handoff;
 use crate::stages::ledger::{Class, Origin};
@@ -15,6 +16,7 @@ use crate::wire::{BROADCAST_MAC, arp, nd};
 use forebay_pipeline::batch::Batch;
 use forebay_pipeline::ring::{RingConsumer, RingProducer};
 use forebay_pipeline::worker::WorkerEvent;
+use forebay_sriov::GuestQueues;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr};
@@ -66,6 +68,7 @@ impl Steward {
             trapped: trapped.clone(),
             path_mtus: HashMap::new(),
             renewal: Renewal::default(),
+            guests: HashMap::new(),
             next_tick: Instant::now(),
         };
         let asked = stop.clone();
@@ -108,6 +111,8 @@ struct Work {
     path_mtus: HashMap<IpAddr, u16>,
     /// Devices that were reset or taken away.
     renewal: Renewal,
+    /// What the guests of vhost ports used of them when last looked at.
+    guests: HashMap<String, GuestQueues>,
     next_tick: Instant,
 }
 
@@ -123,9 +128,7 @@ impl Work {
             questions.extend(self.host.resolver().lock().tick(now));
             self.host.mind_path_mtus(&mut self.path_mtus, now);
             self.renewal.look(&self.host, now);
-            for (port, up) in self.host.watch_links() {
-                tracing::info!("port {port:?}: link is {}", if up { "up" } else { "down" });
-            }
+            self.watch_links();
             while let Ok(event) = self.ends.events.try_recv() {
                 let WorkerEvent::Panicked { worker, message, count, .. } = event;
                 tracing::error!("worker {worker:?} panicked ({count} times so far) and goes on: {message}");
@@ -149,6 +152,35 @@ impl Work {
         if (notices, traps) != (self.notices.len(), self.traps.len()) {
             self.notices.retain(|ring| !(ring.is_abandoned() && ring.is_empty()));
             self.traps.retain(|ring| !(ring.is_abandoned() && ring.is_empty()));
+        }
+    }
+
+    fn watch_links(&mut self) {
+        let LinkNews { changed, guests } = self.host.watch_links();
+        for (port, up) in &changed {
+            tracing::info!("port {port:?}: link is {}", if *up { "up" } else { "down" });
+        }
+        let mut before = std::mem::take(&mut self.guests);
+        for (port, guest) in guests {
+            let was = before
+                .remove(&port)
+                .unwrap_or(GuestQueues { departures: guest.departures, ..GuestQueues::default() });
+            let GuestQueues { pairs, unserved, departures } = guest;
+            if was.departures != departures && !changed.iter().any(|(other, up)| *other == port && !up) {
+                // It was back before anybody looked.
+                tracing::info!("port {port:?}: link was down, and its guest is back");
+            }
+            if was.pairs != pairs {
+                tracing::info!("port {port:?}: its guest has {pairs} queue pairs");
+            }
+            if unserved && !was.unserved {
+                let limit = GuestQueues::LIMIT;
+                tracing::warn!(
+                    "port {port:?}: its guest has more than {limit} queue pairs, and what it sends on those is not \
+                     fetched (start it with queues={limit} at most)"
+                );
+            }
+            self.guests.insert(port, guest);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::action::PortId;
 use crate::counters::PortTotals;
 use crate::snapshot::{MAX_DEVICES, Snapshot};
 use forebay_api::v1;
-use forebay_sriov::PacketPool;
+use forebay_sriov::{GuestQueues, PacketPool};
 use parking_lot::Mutex;
 use std::hash::RandomState;
 use std::sync::Arc;
@@ -153,26 +153,37 @@ impl Host {
         &self.resolver
     }
 
-    /// Asks every device for its link, and tells the workers. Returns the ports that went up or down.
-    pub fn watch_links(&self) -> Vec<(String, bool)> {
+    /// Asks every device for its link, and tells the workers.
+    pub fn watch_links(&self) -> LinkNews {
         let ports = self.ports.read();
         let records = || ports.by_name.values();
         let mut links = [true; MAX_DEVICES];
-        for device in records().filter_map(|record| record.device.as_ref()) {
+        let mut news = LinkNews::default();
+        for record in records() {
+            let Some(device) = &record.device else { continue };
             if let Some(link) = links.get_mut(usize::from(device.id())) {
                 *link = device.link_up();
             }
+            news.guests.extend(device.guest_queues().map(|guest| (record.config.name.clone(), guest)));
         }
-        let mut changed = Vec::new();
         for record in records() {
             // One that waits for its device has a number that no device has.
             let up = links.get(usize::from(record.device_id)).copied().unwrap_or(false);
             if record.up.swap(up, Ordering::Relaxed) != up {
-                changed.push((record.config.name.clone(), up));
+                news.changed.push((record.config.name.clone(), up));
             }
         }
-        changed
+        news
     }
+}
+
+/// What a look at the devices' links tells.
+#[derive(Default)]
+pub struct LinkNews {
+    /// The ports that went up or down.
+    pub changed: Vec<(String, bool)>,
+    /// What the guests of vhost ports use of them.
+    pub guests: Vec<(String, GuestQueues)>,
 }
 
 /// What all workers have counted for a port number.

@@ -1,4 +1,4 @@
-//! Declarations of the C shim over libdpdk (`shim.c`, `memif_wake.c`), and of the part of `rte_mbuf` that Rust touches.
+//! Declarations of the C shim over libdpdk (`shim.c`, `memif_wake.c`, `vhost.c`), and of the part of `rte_mbuf` that Rust touches.
 //!
 //! Most of what Forebay needs from DPDK is `static inline` in headers full of packed and SIMD types, so a narrow,
 //! hand-written shim stands between: no bindgen, no libclang. What both languages must agree on is checked at
@@ -12,7 +12,7 @@ pub mod layout;
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::{offset_of, size_of};
-use std::sync::atomic::AtomicU16;
+use std::sync::atomic::{AtomicU16, AtomicU64};
 
 use layout::offset;
 
@@ -146,6 +146,22 @@ impl Default for MemifQueue {
     }
 }
 
+/// The rings that the guest of a vhost port has enabled, a bit for each queue pair. DPDK's thread that speaks with the guest
+/// writes them; workers read them.
+#[repr(C)]
+#[derive(Debug)]
+pub struct VhostRings {
+    /// Rings that the guest sends on.
+    pub from_guest: AtomicU64,
+    /// Rings that the guest receives on.
+    pub to_guest: AtomicU64,
+    /// Not 0: the guest has enabled a ring that has no bit here.
+    pub beyond: AtomicU64,
+    /// How often a guest has gone.
+    pub departures: AtomicU64,
+}
+const _: () = assert!(size_of::<VhostRings>() == 32);
+
 /// A port's own counters.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -209,6 +225,11 @@ unsafe extern "C" {
     pub fn fb_memif_find(port: u16, queue: u16, pool: *const RteMempool, out: *mut MemifQueue) -> c_int;
     pub fn fb_memif_arm(queue: *const MemifQueue) -> c_int;
     pub fn fb_memif_disarm(queue: *const MemifQueue);
+
+    pub fn fb_vhost_attach(port: u16, path: *const c_char) -> c_int;
+    pub fn fb_vhost_forget(port: u16);
+    pub fn fb_vhost_hurry(path: *const c_char) -> c_int;
+    pub fn fb_vhost_rings(port: u16) -> *const VhostRings;
 
     pub fn fb_port_limit() -> u16;
     pub fn fb_tap_queue_limit() -> u16;

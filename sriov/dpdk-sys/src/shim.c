@@ -1,4 +1,4 @@
-/* Forebay's C, but for memif_wake.c and port_events.c: burst-level functions over DPDK's static inlines, and the calls whose structures are
+/* Forebay's C, but for memif_wake.c, port_events.c and vhost.c: burst-level functions over DPDK's static inlines, and the calls whose structures are
  * too wide to declare in Rust. Nothing here keeps state; every function is a few lines over one DPDK concept.
  * Results below zero are negated errno values. */
 
