@@ -208,12 +208,7 @@ impl<T> RingConsumer<T> {
     /// how many. To be called when what the last call gave has been worked on.
     #[inline]
     pub fn pop(&mut self, batch: &mut Batch<T>) -> usize {
-        let consumer = &self.status.consumer;
-        // The line is this thread's own, and is written only where there is something to say.
-        let popped = consumer.popped.get();
-        if consumer.done.load(Ordering::Relaxed) != popped {
-            consumer.done.store(popped, Ordering::Release);
-        }
+        self.acknowledge();
         // Asked anew, though what was seen last may do: else a full ring would look emptier with every burst.
         let waiting = self.slots.slots();
         let taken = batch.remaining_capacity().min(waiting);
@@ -223,9 +218,21 @@ impl<T> RingConsumer<T> {
         let Ok(chunk) = self.slots.read_chunk(taken) else { return 0 };
         // `for_each`, not `extend`: the chunk walks its two halves without asking at each item which one it is in.
         chunk.into_iter().for_each(|item| batch.push(item));
+        let consumer = &self.status.consumer;
         consumer.popped.add(taken as u64);
         consumer.depths.record(waiting as u64, 1);
         taken
+    }
+
+    /// Says that what the last [`pop`](RingConsumer::pop) gave has been worked on, without asking for more.
+    #[inline]
+    pub fn acknowledge(&mut self) {
+        let consumer = &self.status.consumer;
+        // The line is this thread's own, and is written only where there is something to say.
+        let popped = consumer.popped.get();
+        if consumer.done.load(Ordering::Relaxed) != popped {
+            consumer.done.store(popped, Ordering::Release);
+        }
     }
 
     /// Items waiting, at least: the producer can only add to them.
@@ -296,8 +303,9 @@ mod tests {
         out.clear();
         assert_eq!(consumer.pop(&mut out), 2);
         assert!(producer.is_done_with(mark) && !producer.is_done_with(producer.mark()));
+        consumer.acknowledge();
+        assert!(producer.is_done_with(producer.mark()), "without a look for more");
         assert_eq!(consumer.pop(&mut out), 0);
-        assert!(producer.is_done_with(producer.mark()));
         producer.push(&mut (5..6).collect());
         drop(consumer);
         assert!(producer.is_done_with(producer.mark()), "nobody is left to work on it");

@@ -177,9 +177,11 @@ impl Dispatch {
         }
     }
 
-    /// Takes every transmit queue away; the devices cannot be reached from here any more.
+    /// Takes every transmit queue away; the devices cannot be reached from here any more, so what still waits for a next hop
+    /// is given up.
     pub fn take_queues(&mut self) -> Vec<TxQueue> {
         self.flush();
+        self.parking.clear(DropReason::NoNeighbor);
         let lanes = self.lanes.iter_mut().filter_map(Option::take);
         lanes.filter_map(|lane| if let Way::Queue(queue) = lane.way { Some(queue) } else { None }).collect()
     }

@@ -75,6 +75,14 @@ impl Inboxes {
         taken
     }
 
+    /// Says of one of them that what was taken has been worked on, while nothing more can be taken.
+    #[inline(always)]
+    pub fn acknowledge(&mut self, number: usize) {
+        if let Some(inbox) = self.inboxes.get_mut(number) {
+            inbox.ring.acknowledge();
+        }
+    }
+
     /// Nothing waits.
     pub fn is_empty(&self) -> bool {
         self.inboxes.iter().all(|inbox| inbox.ring.is_empty())

@@ -103,7 +103,7 @@ impl Giving {
         }
         if let Step::Leaving(queue, _) = std::mem::replace(&mut self.step, Step::Waiting) {
             let mut queue = Batch::from_iter([queue]);
-            if is_done {
+            if is_done && !self.to.is_abandoned() {
                 self.to.push(&mut queue);
             }
             // Those it went to are stuck, or the other worker is gone: it stays.

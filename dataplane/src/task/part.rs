@@ -323,7 +323,11 @@ impl Front {
         }
         for inbox in 0..self.inboxes.count() {
             for _ in 0..BATCHES_PER_ROUND {
-                if !self.spread.has_room() || self.inboxes.take(inbox, batch) == 0 {
+                if !self.spread.has_room() {
+                    self.inboxes.acknowledge(inbox);
+                    break;
+                }
+                if self.inboxes.take(inbox, batch) == 0 {
                     break;
                 }
                 items += self.work(batch, tsc::now());

@@ -4,14 +4,14 @@
 //! of a flow overtakes another.
 
 use super::quiet::{Restless, wait};
-use super::{Crew, CrewError, Kind, Member};
+use super::{Crew, CrewError, Kind, Member, Queues, Unsettled};
 use crate::config::PathStage;
 use crate::snapshot::MAX_DEVICES;
 use crate::stages::spread::{Shares, even_shares};
 use crate::task::Command;
 use forebay_pipeline::batch::Batch;
 use forebay_pipeline::cores;
-use forebay_pipeline::ring::ring;
+use forebay_pipeline::ring::{RingStatus, ring};
 use forebay_sriov::RxQueue;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -22,7 +22,9 @@ use std::time::{Duration, Instant};
 const MOVE_PATIENCE: Duration = Duration::from_secs(2);
 /// A worker that is late once, because others had its core, is not stuck.
 const MOVE_TRIES: usize = 4;
-/// How long a worker that is to go may take to send what waits for a next hop, and what it holds.
+/// How long a worker that is to go waits for answers of next hops: as long as they take in most networks.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(200);
+/// How long a worker that is to go may take to send what it holds.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why the crew does not change.
@@ -119,7 +121,13 @@ impl Crew {
         if let Some(member) = self.on_core(core) {
             let worker = member.worker.name().to_owned();
             let is_it = (member.line, member.group) == (line, group);
-            return if is_it { Ok((worker, false)) } else { Err(ChangeError::CoreTaken { core, worker }) };
+            if !is_it {
+                return Err(ChangeError::CoreTaken { core, worker });
+            }
+            // It may be there from a try that failed half-way.
+            let number = member.number;
+            self.settle_in(number)?;
+            return Ok((worker, false));
         }
         let number = self.hire(line, group, core)?;
         self.settle_in(number)?;
@@ -133,6 +141,9 @@ impl Crew {
     pub fn remove_worker(&mut self, core: usize) -> Result<String, ChangeError> {
         let member = self.on_core(core).ok_or(ChangeError::NoWorker { core })?;
         let (number, name) = (member.number, member.worker.name().to_owned());
+        if self.is_unsettled(number) {
+            return Err(Restless { worker: name, waited: MOVE_PATIENCE }.into());
+        }
         self.vacate(number)?;
         let member = self.members.iter().position(|member| member.number == number);
         let Some(place) = member else { return Err(ChangeError::NoWorker { core }) };
@@ -142,7 +153,11 @@ impl Crew {
         if !report.drained {
             tracing::warn!("worker {name:?} was removed before it had sent everything");
         }
-        self.recruiting.retired.push(member.figures.tally);
+        if report.ended {
+            self.recruiting.retired.push(member.figures.tally);
+        } else {
+            self.hung.push(member.figures.tally);
+        }
         self.links.retain(|link| link.from != number && link.to != number);
         Ok(name)
     }
@@ -164,7 +179,10 @@ impl Crew {
         self.join_groups(number);
         self.lines[from].lost += 1;
         self.lines[to].gained += 1;
-        self.settle_in(number)?;
+        // The core has moved; what is not shared out yet is shared out with the next change.
+        if let Err(error) = self.settle_in(number) {
+            tracing::warn!("{error}");
+        }
         Ok(Some(self.name_of(number)))
     }
 
@@ -192,21 +210,29 @@ impl Crew {
     /// Gives a worker that has joined a group its part of the work.
     fn settle_in(&mut self, number: usize) -> Result<(), ChangeError> {
         let Some((line, group)) = self.place_of(number) else { return Ok(()) };
-        if group > 0 {
-            self.reshare(line, group)?;
-        } else {
-            self.balance(line)?;
+        if let Some(next) = self.lines[line].groups.get(group + 1) {
+            // Before anything comes to it: it spreads as the others of its group do.
+            let shares = Box::new(next.shares);
+            self.send(number, Command::Share(shares));
         }
-        if group + 1 < self.lines[line].groups.len() {
-            // It spreads as the others of its group do; it has received nothing yet.
-            self.share(line, group + 1);
-        }
-        Ok(())
+        if group > 0 { self.reshare(line, group) } else { self.balance(line) }
     }
 
     /// Takes all work from a worker that is to go, and its queues.
     fn vacate(&mut self, number: usize) -> Result<(), ChangeError> {
         self.leave_group(number)?;
+        let left = self.leave_rest(number);
+        if left.is_err() {
+            // It goes on as before.
+            self.join_groups(number);
+            if let Err(error) = self.settle_in(number) {
+                tracing::warn!("{error}");
+            }
+        }
+        left
+    }
+
+    fn leave_rest(&mut self, number: usize) -> Result<(), ChangeError> {
         // Queues of a pipeline that has lent its last core.
         if let Some((own, group)) = self.place_of(number)
             && let Some(other) = self.numbers_of(own, group).into_iter().find(|other| *other != number)
@@ -217,15 +243,15 @@ impl Crew {
                 }
             }
         }
-        // What waits for a next hop here leaves, or is given up, by itself.
+        // What waits for a next hop here may still leave; else it is given up with the transmit queues.
         if let Some(member) = self.members.iter().find(|member| member.number == number) {
             let tally = member.figures.tally.clone();
             let waiting = || tally.ports.iter().any(|port| port.parked.get() != port.released.get());
-            wait(|| !waiting(), LEAVE_PATIENCE);
+            wait(|| !waiting(), ANSWER_PATIENCE);
         }
         if self.exits().contains(&number) {
             let all: Vec<usize> = (0..self.lines.len()).collect();
-            self.while_quiet(&all, |crew| crew.give_up_sending(number))?;
+            self.while_quiet(&all, |crew| crew.give_up_sending(number))??;
         }
         Ok(())
     }
@@ -267,12 +293,10 @@ impl Crew {
     }
 
     /// Takes the transmit queues from a worker, and sends everybody who used them another way. Nothing is on its way.
-    fn give_up_sending(&mut self, number: usize) {
+    fn give_up_sending(&mut self, number: usize) -> Result<(), Restless> {
         let (to, mut returned) = ring("returned", MAX_DEVICES);
         self.send(number, Command::Return(to));
-        if let Err(late) = self.obeyed(&[number]) {
-            tracing::warn!("{late}");
-        }
+        self.obeyed(&[number])?;
         let mut queues = Batch::new();
         returned.pop(&mut queues);
         for queue in queues.drain(..) {
@@ -298,6 +322,7 @@ impl Crew {
         {
             self.inject_through(other);
         }
+        Ok(())
     }
 
     /// Gives the workers of a pipeline that receive as many of its queues each, as far as that goes.
@@ -329,28 +354,43 @@ impl Crew {
         let record = self.queues.iter().find(|record| record.device == device);
         let held = record.and_then(|record| record.receive.iter().find(|(number, _)| *number == queue));
         let Some((_, from)) = held.copied().filter(|(_, from)| *from != to) else { return Ok(()) };
-        if !(0..MOVE_TRIES).any(|_| self.try_to_move(device, queue, from, to)) {
+        if self.is_unsettled(from) || self.is_unsettled(to) || !self.tries_to_move(device, queue, from, to) {
             return Err(ChangeError::Stays { queue, worker: self.name_of(from) });
         }
-        for record in self.queues.iter_mut().filter(|record| record.device == device) {
-            record.receive.iter_mut().filter(|(number, _)| *number == queue).for_each(|held| held.1 = to);
-        }
+        hold(&mut self.queues, device, queue, to);
         Ok(())
     }
 
-    /// False where the worker that has the queue keeps it.
-    fn try_to_move(&mut self, device: u16, queue: u16, from: usize, to: usize) -> bool {
-        let Some(reader) = self.member(to) else { return false };
-        let (giver, taker) = ring::<RxQueue>("queue", 1);
-        let giver = giver.waking(&reader.bell);
-        let status = giver.status();
-        reader.send(Command::Take(taker));
-        self.send(from, Command::Give { device, queue, to: giver });
-        // Over when both ends are gone: only this one is left.
-        let is_over = wait(|| Arc::strong_count(&status) == 1, MOVE_PATIENCE);
-        // What the ends counted, they counted before they went.
-        fence(Ordering::Acquire);
-        is_over && status.popped() > 0
+    /// False where the worker that has the queue keeps it, or does nothing.
+    fn tries_to_move(&mut self, device: u16, queue: u16, from: usize, to: usize) -> bool {
+        for _ in 0..MOVE_TRIES {
+            let Some(reader) = self.member(to) else { return false };
+            let (giver, taker) = ring::<RxQueue>("queue", 1);
+            let giver = giver.waking(&reader.bell);
+            let status = giver.status();
+            reader.send(Command::Take(taker));
+            self.send(from, Command::Give { device, queue, to: giver });
+            if !wait(|| is_over(&status), MOVE_PATIENCE) {
+                self.unsettled.push(Unsettled { device, queue, from, to, status });
+                return false;
+            }
+            if status.popped() > 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether this worker may still give or get a queue that was given up on.
+    fn is_unsettled(&mut self, number: usize) -> bool {
+        for Unsettled { device, queue, to, status, .. } in
+            self.unsettled.extract_if(.., |one| is_over(&one.status))
+        {
+            if status.popped() > 0 {
+                hold(&mut self.queues, device, queue, to);
+            }
+        }
+        self.unsettled.iter().any(|one| one.from == number || one.to == number)
     }
 
     /// Spreads the flows evenly over the workers of a group, while nothing is on its way to them.
@@ -427,7 +467,7 @@ impl Crew {
     }
 
     /// The receive queues of a pipeline: device, number, and who polls it.
-    fn queues_of_line(&self, line: usize) -> impl Iterator<Item = (u16, u16, usize)> {
+    pub(super) fn queues_of_line(&self, line: usize) -> impl Iterator<Item = (u16, u16, usize)> {
         let records = self.queues.iter().filter(move |record| record.line == line);
         records
             .flat_map(|record| record.receive.iter().map(|(queue, holder)| (record.device, *queue, *holder)))
@@ -443,6 +483,21 @@ impl Crew {
     fn held_elsewhere(&self, line: usize, heads: &[usize]) -> Vec<(u16, u16)> {
         let held = self.queues_of_line(line).filter(|(.., holder)| !heads.contains(holder));
         held.map(|(device, queue, _)| (device, queue)).collect()
+    }
+}
+
+/// Whether both ends of a ring are gone: only this reference to its figures is left.
+fn is_over(status: &Arc<RingStatus>) -> bool {
+    let is_over = Arc::strong_count(status) == 1;
+    // What the ends counted, they counted before they went.
+    fence(Ordering::Acquire);
+    is_over
+}
+
+/// Notes who polls a queue.
+fn hold(queues: &mut [Queues], device: u16, queue: u16, holder: usize) {
+    for record in queues.iter_mut().filter(|record| record.device == device) {
+        record.receive.iter_mut().filter(|(number, _)| *number == queue).for_each(|held| held.1 = holder);
     }
 }
 

@@ -220,6 +220,16 @@ struct Link {
     status: Arc<RingStatus>,
 }
 
+/// A receive queue on its way to a worker, as far as it is known.
+struct Unsettled {
+    device: u16,
+    queue: u16,
+    from: usize,
+    to: usize,
+    /// Of the ring that it goes through.
+    status: Arc<RingStatus>,
+}
+
 /// The control side's end of something new.
 pub enum Joined {
     /// What a worker saw.
@@ -263,6 +273,10 @@ pub struct Crew {
     links: Vec<Link>,
     /// The number of the worker that sends what the control side wants to be sent.
     injects: Option<usize>,
+    /// Moves of queues that a worker has neither made nor refused in time.
+    unsettled: Vec<Unsettled>,
+    /// Counters of threads that hang, and may count yet.
+    hung: Vec<Arc<WorkerTally>>,
 }
 
 impl Crew {
@@ -306,6 +320,8 @@ impl Crew {
             queues: Vec::new(),
             links: Vec::new(),
             injects: None,
+            unsettled: Vec::new(),
+            hung: Vec::new(),
         };
         for (line, pipeline) in pipelines.iter().enumerate() {
             for (group, plan) in pipeline.groups.iter().enumerate() {
@@ -352,7 +368,7 @@ impl Crew {
     /// The counters of all workers, those that are gone included.
     pub fn tallies(&self) -> impl Iterator<Item = &Arc<WorkerTally>> {
         let retired = self.recruiting.retired.iter();
-        self.members.iter().map(|member| &member.figures.tally).chain(retired)
+        self.members.iter().map(|member| &member.figures.tally).chain(retired).chain(&self.hung)
     }
 
     /// Brings the counters of rules in these slots into memory, before a worker counts there.
@@ -381,6 +397,18 @@ impl Crew {
                 answer
             })
             .collect()
+    }
+
+    /// Numbers of the workers that a pipeline's new queues go to: its own, and while it has lent its last core, that core's, or any that
+    /// runs all stages.
+    fn receivers(&self, line: usize) -> Vec<usize> {
+        let own = self.heads(line);
+        if !own.is_empty() {
+            return own;
+        }
+        let held = self.queues.iter().filter(|queues| queues.line == line).flat_map(|queues| &queues.receive);
+        let fused = self.members.iter().filter(|member| member.kind == Kind::Fused);
+        held.map(|(_, holder)| *holder).chain(fused.map(|member| member.number)).take(1).collect()
     }
 
     /// Numbers of the workers that receive for a pipeline.
@@ -415,7 +443,7 @@ impl Crew {
     /// Gives the queues of a device to the workers: the receive queues to those that receive for its pipeline. Each takes them at the
     /// beginning of its next round.
     pub fn attach(&mut self, device: u16, line: usize, queues: Vec<(RxQueue, TxQueue)>) {
-        let (heads, exits) = (self.heads(line), self.exits());
+        let (heads, exits) = (self.receivers(line), self.exits());
         let mut record = Queues {
             device,
             line,
@@ -427,9 +455,10 @@ impl Crew {
         for (number, (rx, tx)) in queues.into_iter().enumerate() {
             // Devices of one queue are spread over the workers.
             let place = number + usize::from(device);
-            let head = heads[place % heads.len()];
-            record.receive.push((rx.queue(), head));
-            self.send(head, Command::Receive(rx));
+            if let Some(head) = heads.get(place % heads.len().max(1)).copied() {
+                record.receive.push((rx.queue(), head));
+                self.send(head, Command::Receive(rx));
+            }
             if number < exits.len() {
                 let exit = exits[place % exits.len()];
                 record.transmit.push(exit);

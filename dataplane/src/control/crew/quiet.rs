@@ -54,7 +54,13 @@ impl Crew {
         lines: &[usize],
         change: impl FnOnce(&mut Crew) -> T,
     ) -> Result<T, Restless> {
-        let heads: Vec<usize> = lines.iter().flat_map(|line| self.heads(*line)).collect();
+        // Those that poll its queues, too, while it has lent its last core.
+        let holders =
+            |line: &usize| self.queues_of_line(*line).map(|(.., holder)| holder).collect::<Vec<_>>();
+        let mut heads: Vec<usize> =
+            lines.iter().flat_map(|line| self.heads(*line).into_iter().chain(holders(line))).collect();
+        heads.sort_unstable();
+        heads.dedup();
         let began = tsc::now();
         heads.iter().for_each(|head| self.send(*head, Command::Pause(true)));
         let result = self.obeyed(&heads).and_then(|()| self.settled(lines));
