@@ -10,7 +10,8 @@ use std::fs;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+
+use forebay_dpdk_sys as sys;
 
 use crate::netdev;
 
@@ -110,19 +111,12 @@ pub(crate) fn ignore_outgoing(index: u32) -> io::Result<usize> {
     Ok(sockets.len())
 }
 
-/// The socket of a device's queue, which is readable while the queue holds packets. The driver makes one after the other,
-/// so their numbers and their inodes ascend alike; where they do not, none is named rather than another queue's.
-pub(crate) fn socket_of(index: u32, queue: u16, queues: u16) -> Option<RawFd> {
-    let mut sockets = sockets(index).ok()?;
-    sockets.sort_unstable();
-    let inodes: Vec<u64> = sockets.iter().filter_map(|socket| inode(*socket)).collect();
-    let is_certain =
-        sockets.len() == usize::from(queues) && inodes.len() == sockets.len() && inodes.is_sorted();
-    if is_certain { sockets.get(usize::from(queue)).copied() } else { None }
-}
-
-fn inode(fd: RawFd) -> Option<u64> {
-    Some(fs::metadata(format!("/proc/self/fd/{fd}")).ok()?.ino())
+/// The socket of a started device's queue, which is readable while the queue holds packets; `None` where what the driver
+/// names is no packet socket of the interface.
+pub(crate) fn socket_of(port: u16, queue: u16, index: u32) -> Option<RawFd> {
+    // SAFETY: the port is started, and the call checks the queue's number.
+    let named = unsafe { sys::fb_af_packet_descriptor(port, queue) };
+    is_bound(named, index).then_some(named)
 }
 
 /// The packet sockets of this process that are bound to the interface.

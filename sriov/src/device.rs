@@ -326,7 +326,7 @@ impl OpenDevice {
         match &self.spec {
             DeviceSpec::Tap { .. } => Teller::tap(self.port, queue),
             DeviceSpec::Memif { .. } => Teller::memif(self.port, queue, options.pool.as_ptr()),
-            DeviceSpec::AfPacket { .. } => match af_packet::socket_of(self.if_index, queue, self.queues) {
+            DeviceSpec::AfPacket { .. } => match af_packet::socket_of(self.port, queue, self.if_index) {
                 Some(socket) => Teller::File(socket),
                 None => Teller::Silent,
             },

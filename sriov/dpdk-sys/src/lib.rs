@@ -222,6 +222,7 @@ unsafe extern "C" {
     pub fn fb_tx_burst(port: u16, queue: u16, packets: *mut *mut RteMbuf, count: u16) -> u16;
 
     pub fn fb_rx_descriptor(port: u16, queue: u16) -> c_int;
+    pub fn fb_af_packet_descriptor(port: u16, queue: u16) -> c_int;
     pub fn fb_memif_find(port: u16, queue: u16, pool: *const RteMempool, out: *mut MemifQueue) -> c_int;
     pub fn fb_memif_arm(queue: *const MemifQueue) -> c_int;
     pub fn fb_memif_disarm(queue: *const MemifQueue);

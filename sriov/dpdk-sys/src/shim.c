@@ -17,6 +17,7 @@
 #include <rte_log.h>
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
+#include <rte_version.h>
 
 #include "layout_checks.h"
 
@@ -218,6 +219,24 @@ int fb_port_configure(uint16_t port, const struct fb_port_config *config, struct
 
 /* The descriptor that is readable while a receive queue holds packets, or below zero. */
 int fb_rx_descriptor(uint16_t port, uint16_t queue) { return rte_eth_dev_rx_intr_ctl_q_get_fd(port, queue); }
+
+/* What an af_packet queue of a started port names as its socket, or below zero. The driver offers no call for it; in
+ * DPDK 22.11 it is the first field of the driver's queue. The caller checks that it is a socket of the interface. */
+int fb_af_packet_descriptor(uint16_t port, uint16_t queue)
+{
+#if RTE_VERSION >= RTE_VERSION_NUM(22, 11, 0, 0) && RTE_VERSION < RTE_VERSION_NUM(22, 12, 0, 0)
+	struct rte_eth_dev_info info;
+
+	if (rte_eth_dev_info_get(port, &info) != 0 || info.driver_name == NULL ||
+	    strcmp(info.driver_name, "net_af_packet") != 0 || queue >= info.nb_rx_queues ||
+	    rte_eth_fp_ops[port].rxq.data[queue] == NULL)
+		return -ENOTSUP;
+	return *(const int *)rte_eth_fp_ops[port].rxq.data[queue];
+#else
+	(void)port, (void)queue;
+	return -ENOTSUP;
+#endif
+}
 
 int fb_port_start(uint16_t port) { return rte_eth_dev_start(port); }
 int fb_port_stop(uint16_t port) { return rte_eth_dev_stop(port); }
