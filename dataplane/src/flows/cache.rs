@@ -68,6 +68,14 @@ struct Entry {
 
 const _: () = assert!(size_of::<Entry>() == 128);
 
+/// A way of a set, for a new flow.
+enum Choice {
+    /// Nobody has it.
+    Free(usize),
+    /// Another flow has it.
+    Taken(usize),
+}
+
 /// The flow cache of one worker.
 pub struct FlowCache {
     sets: HugeSlice<Set>,
@@ -88,6 +96,15 @@ impl Set {
     #[inline(always)]
     fn matching(&self, tag: u16) -> u32 {
         u16x16::from(self.tags).simd_eq(u16x16::splat(tag)).to_bitmask()
+    }
+
+    /// The way that a new flow with that hash takes if it may.
+    #[inline(always)]
+    fn first_choice(&self, hash: u64) -> Choice {
+        match self.matching(0) {
+            0 => Choice::Taken((hash >> 32) as usize % WAYS),
+            free => Choice::Free(free.trailing_zeros() as usize),
+        }
     }
 }
 
@@ -157,15 +174,14 @@ impl FlowCache {
 
     /// The place in a set that a new flow with that `key` may take.
     fn place_for_new(&self, set: usize, key: &FlowKey) -> Option<usize> {
-        let tags = self.sets.get(set)?;
-        let free = tags.matching(0);
-        if free != 0 {
-            return Some(set * WAYS + free.trailing_zeros() as usize);
-        }
+        let first = match self.sets.get(set)?.first_choice(key.hash) {
+            Choice::Free(way) => return Some(set * WAYS + way),
+            Choice::Taken(way) => way,
+        };
         let (mut single, mut rested) = (None, None::<(u32, usize)>);
         // From anywhere in the set on, and mostly not far: each look at an entry is one at a line of memory.
         for step in 0..WAYS {
-            let place = set * WAYS + ((key.hash >> 32) as usize + step) % WAYS;
+            let place = set * WAYS + (first + step) % WAYS;
             let entry = self.entries.get(place)?;
             let age = self.now.wrapping_sub(entry.used);
             // The generation is of the key's own tables: it tells only of entries from the same scope.
@@ -274,6 +290,20 @@ impl Lookup<'_> {
             entry = self.entries.get(place)?;
         }
         Some(&entry.decision)
+    }
+
+    /// Asks for the entry that a flow is likely to get that was not found, if it is learned.
+    #[inline(always)]
+    pub fn expect(&self, key: &FlowKey) {
+        let set = key.hash as usize & self.set_mask;
+        let Some(Choice::Free(way) | Choice::Taken(way)) =
+            self.sets.get(set).map(|set| set.first_choice(key.hash))
+        else {
+            return;
+        };
+        if let Some(entry) = self.entries.get(set * WAYS + way) {
+            prefetch_two_lines(entry);
+        }
     }
 
     /// What was decided about a flow that was found.

@@ -10,8 +10,9 @@ use super::table::TableRule;
 use forebay_pipeline::prefetch::prefetch_address;
 use std::cmp::Ordering;
 use std::sync::Arc;
+use wide::u8x32;
 
-/// Entries that have a tag; those behind them are compared without. Four words: the line has no room for more.
+/// Entries that have a tag; those behind them are compared without. The line has no room for more.
 const TAGGED: usize = 32;
 
 /// Words of a cache line.
@@ -24,7 +25,7 @@ pub struct Shard {
     body: Arc<[u64]>,
     best: u64,
     count: u32,
-    tags: [u64; TAGGED / 8],
+    tags: [u8; TAGGED],
 }
 
 /// A rule of a shard.
@@ -42,13 +43,6 @@ pub struct EntryRef<'a> {
 #[inline(always)]
 fn tag(hash: u64) -> u8 {
     (hash >> 56) as u8
-}
-
-/// The high bit of every byte of `word` that is 0.
-#[inline(always)]
-fn zero_bytes(word: u64) -> u64 {
-    const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
-    !(((word & LOW) + LOW) | word | LOW)
 }
 
 impl EntryRef<'_> {
@@ -84,9 +78,9 @@ impl Shard {
             body.push(word);
         }
         entries.iter().for_each(|entry| body.extend_from_slice(entry.id.words));
-        let mut tags = [0u64; TAGGED / 8];
-        for (index, entry) in entries.iter().take(TAGGED).enumerate() {
-            tags[index / 8] |= u64::from(tag(entry.hash)) << (index % 8 * 8);
+        let mut tags = [0; TAGGED];
+        for (tagged, entry) in tags.iter_mut().zip(entries) {
+            *tagged = tag(entry.hash);
         }
         Shard {
             body: body.as_slice().into(),
@@ -135,27 +129,29 @@ impl Shard {
         })
     }
 
+    /// The places with the tag of a hash, a bit each; those behind the last entry have tag 0.
+    #[inline(always)]
+    fn with_tag(&self, hash: u64) -> u32 {
+        u8x32::from(self.tags).simd_eq(u8x32::splat(tag(hash))).to_bitmask()
+    }
+
     /// Some entry may match by its tag.
     #[inline(always)]
     pub fn likely_has(&self, hash: u64) -> bool {
-        let pattern = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
-        self.len() > TAGGED || self.tags.iter().fold(0, |any, tags| any | zero_bytes(tags ^ pattern)) != 0
+        self.len() > TAGGED || self.with_tag(hash) != 0
     }
 
     /// Fetches entries that may match by their tags; whether there are some.
     #[inline(always)]
     pub fn prefetch_likely<const W: usize>(&self, layout: &Layout<W>, hash: u64) -> bool {
-        let pattern = u64::from(tag(hash)) * 0x0101_0101_0101_0101;
         let (stride, start) = (layout.stride(), self.body.as_ptr());
-        let mut likely = self.len() > TAGGED;
-        for (group, tags) in self.tags.iter().enumerate() {
-            let equal = zero_bytes(tags ^ pattern);
-            if equal != 0 {
-                let index = group * 8 + equal.trailing_zeros() as usize / 8;
-                prefetch_address(start.wrapping_add(index * stride));
-                prefetch_address(start.wrapping_add(index * stride + LINE_WORDS));
-                likely = true;
-            }
+        let mut tagged = self.with_tag(hash);
+        let likely = self.len() > TAGGED || tagged != 0;
+        while tagged != 0 {
+            let entry = start.wrapping_add(tagged.trailing_zeros() as usize * stride);
+            prefetch_address(entry);
+            prefetch_address(entry.wrapping_add(LINE_WORDS));
+            tagged &= tagged - 1;
         }
         likely
     }
@@ -163,16 +159,13 @@ impl Shard {
     /// The best entry that matches.
     #[inline(always)]
     pub fn find<const W: usize>(&self, layout: &Layout<W>, key: &PackedKey<W>) -> Option<usize> {
-        let pattern = u64::from(tag(key.hash)) * 0x0101_0101_0101_0101;
-        for (group, tags) in self.tags.iter().enumerate() {
-            let mut equal = zero_bytes(tags ^ pattern);
-            while equal != 0 {
-                let index = group * 8 + equal.trailing_zeros() as usize / 8;
-                if index < self.len() && layout.matches(self.entry(layout, index), key) {
-                    return Some(index);
-                }
-                equal &= equal - 1;
+        let mut tagged = self.with_tag(key.hash);
+        while tagged != 0 {
+            let index = tagged.trailing_zeros() as usize;
+            if index < self.len() && layout.matches(self.entry(layout, index), key) {
+                return Some(index);
             }
+            tagged &= tagged - 1;
         }
         (TAGGED..self.len()).find(|index| layout.matches(self.entry(layout, *index), key))
     }
@@ -185,8 +178,8 @@ impl Shard {
 
     /// The entries that may have this hash.
     fn tagged(&self, hash: u64) -> impl Iterator<Item = usize> {
-        let tag_of = |index: usize| (self.tags[index / 8] >> (index % 8 * 8)) as u8;
-        (0..self.len()).filter(move |index| *index >= TAGGED || tag_of(*index) == tag(hash))
+        let is_tagged = move |index: &usize| self.tags.get(*index).is_none_or(|known| *known == tag(hash));
+        (0..self.len()).filter(is_tagged)
     }
 
     /// The number of entries with this hash.

@@ -5,13 +5,12 @@
 
 use super::ledger::Ledger;
 use super::parcel::{Lesson, Meta, Parcels, Parts, Verdict, Words, each_place};
-use crate::action::{Action, PortId};
+use crate::action::Action;
 use crate::counters::DropReason;
 use crate::flows::cache::{Decision, NO_SLOT};
 use crate::rules::key::KEY_WORDS;
-use crate::rules::pattern::INGRESS_WORDS;
 use crate::rules::table::Hit;
-use crate::snapshot::{PortRole, Snapshot};
+use crate::snapshot::{PortEntry, PortRole, Snapshot};
 use forebay_pipeline::batch::{BATCH, Batch};
 use forebay_pipeline::publish::Subscriber;
 use forebay_pipeline::stage::Stage;
@@ -38,60 +37,74 @@ impl Classify {
 /// Of the opaque field and tunnel type, without family and uplink: what [`Snapshot::known_tunnels`] holds.
 const OPAQUE_AND_TYPE: u64 = !0 << 24;
 
-/// Why no rule matched: the tunnel is not known at all, or its rules want other packets.
+/// Why no rule of a port matched: a tunnel is not known at all, or its rules want other packets.
 #[cold]
-fn no_match(snapshot: &Snapshot, words: &[u64; INGRESS_WORDS]) -> DropReason {
-    match snapshot.known_tunnels.contains(&(words[KEY_WORDS] & OPAQUE_AND_TYPE)) {
-        true => DropReason::NoRule,
-        false => DropReason::UnknownTunnel,
+#[inline(never)]
+fn no_match(snapshot: &Snapshot, port: Option<&PortEntry>, words: &Words) -> DropReason {
+    let known = || snapshot.known_tunnels.contains(&(words[KEY_WORDS] & OPAQUE_AND_TYPE));
+    match port.map(|port| &port.role) {
+        None => DropReason::PortDown,
+        Some(PortRole::Uplink(_)) if !known() => DropReason::UnknownTunnel,
+        Some(PortRole::Uplink(_) | PortRole::Vf(_)) => DropReason::NoRule,
     }
 }
 
 /// What the rules of `port` say about the packets at these places.
+#[inline(always)]
 fn find_all(
     snapshot: &Snapshot,
-    port: PortId,
+    port: &PortEntry,
     words: &[Words],
     places: &[usize],
-    found: &mut [Result<Hit, DropReason>; BATCH],
+    hits: &mut [Option<Hit>],
 ) {
-    let Some(port) = snapshot.port(port) else { return };
-    let mut hits = [None; BATCH];
-    let hits = hits.get_mut(..places.len()).unwrap_or_default();
     let of_packets = places.iter().filter_map(|place| words.get(*place));
     match &port.role {
         PortRole::Vf(vf) => {
             let keys: Batch<[u64; KEY_WORDS]> =
                 of_packets.filter_map(|words| words.first_chunk().copied()).collect();
             vf.rules.lookup_batch(&keys, hits);
-            for (found, hit) in found.iter_mut().zip(hits) {
-                *found = hit.ok_or(DropReason::NoRule);
-            }
         }
         PortRole::Uplink(_) => {
             let keys: Batch<Words> = of_packets.copied().collect();
             snapshot.ingress.lookup_batch(&keys, hits);
-            for ((found, hit), words) in found.iter_mut().zip(hits).zip(&keys) {
-                *found = hit.ok_or_else(|| no_match(snapshot, words));
-            }
+        }
+    }
+}
+
+/// Asks for what will be written and read about these rules: their counters, and the tunnels that they lead to.
+#[inline(always)]
+fn expect(snapshot: &Snapshot, ledger: &Ledger, hits: &[Option<Hit>]) {
+    let (rules, tunnels) = (ledger.rules(), snapshot.tunnels.slots());
+    for hit in hits.iter().flatten() {
+        rules.prefetch(hit.slot);
+        if let Action::Forward { tunnel, .. } = hit.action {
+            tunnels.prefetch(tunnel.slot);
         }
     }
 }
 
 /// Writes the verdict. Returns what may be remembered about the flow: nothing of what is trapped by default.
-fn settle(meta: &mut Meta, found: Result<Hit, DropReason>, bytes: u32, ledger: &Ledger) -> Option<Decision> {
-    let (slot, action) = match found {
-        Ok(Hit { names_layer2: false, .. }) | Err(_) if meta.trap_by_default => {
-            meta.verdict = Verdict::Trap;
-            return None;
-        }
-        Ok(Hit { slot, action, .. }) => {
+#[inline(always)]
+fn settle(
+    meta: &mut Meta,
+    hit: Option<Hit>,
+    bytes: u32,
+    ledger: &Ledger,
+    no_match: impl FnOnce() -> DropReason,
+) -> Option<Decision> {
+    if meta.trap_by_default && !hit.is_some_and(|hit| hit.names_layer2) {
+        meta.verdict = Verdict::Trap;
+        return None;
+    }
+    let (slot, action) = match hit {
+        Some(Hit { slot, action, .. }) => {
             ledger.matched(slot, u64::from(bytes));
-            (slot, action.into())
+            (slot, action)
         }
-        Err(reason) => (NO_SLOT, Action::Drop(reason).into()),
+        None => (NO_SLOT, Action::Drop(no_match())),
     };
-    meta.act(&Decision { action, slot, ..meta.decision });
+    meta.act(&Decision { action: action.into(), slot, ..meta.decision });
     (!meta.trap_by_default).then_some(meta.decision)
 }
 
@@ -115,13 +128,23 @@ impl Stage<Parcels> for Classify {
                     places.push(place);
                 }
             });
-            let mut found = [Err(DropReason::PortDown); BATCH];
-            find_all(snapshot, port, words, &places, &mut found);
-            for (place, found) in places.into_iter().zip(found) {
+            let mut hits = [None; BATCH];
+            let hits = hits.get_mut(..places.len()).unwrap_or_default();
+            let port = snapshot.port(port);
+            if let Some(port) = port {
+                find_all(snapshot, port, words, &places, hits);
+                expect(snapshot, &self.ledger, hits);
+            }
+            for (place, hit) in places.into_iter().zip(hits) {
                 wanted &= !(1 << place);
-                let (Some(packet), Some(meta)) = (packets.get(place), metas.get_mut(place)) else { continue };
+                let (Some(packet), Some(meta), Some(words)) =
+                    (packets.get(place), metas.get_mut(place), words.get(place))
+                else {
+                    continue;
+                };
                 let bytes = meta.counted_bytes(packet);
-                let Some(decision) = settle(meta, found, bytes, &self.ledger) else { continue };
+                let no_match = || no_match(snapshot, port, words);
+                let Some(decision) = settle(meta, *hit, bytes, &self.ledger, no_match) else { continue };
                 if keyed >> place & 1 != 0 {
                     lessons.push(Lesson { place, decision, bytes });
                 }

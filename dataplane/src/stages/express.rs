@@ -237,11 +237,12 @@ impl Piece<'_, '_> {
     /// Leaves the packet at a place, which is not known, to the stages that decide about it.
     #[inline(never)]
     pub fn leave(&mut self, place: usize, has_key: bool, unwritten: bool) {
-        let Piece { port, packets, metas, keys, .. } = self;
+        let Piece { port, packets, metas, keys, flows, .. } = self;
         if let (Some(packet), Some(meta), Some(key)) =
             (packets.get(place), metas.get_mut(place), keys.get(place))
         {
             if has_key {
+                flows.expect(key);
                 meta.describe(*port, packet, key);
             } else if unwritten {
                 meta.renew(*port);
