@@ -76,6 +76,8 @@ pub struct PortEntry {
     pub mtu: u16,
     /// Its MAC.
     pub mac: [u8; 6],
+    /// Its device fills in the UDP checksums of tunnels over IPv6.
+    pub computes_udp_checksums: bool,
     /// It passes traffic. Written by the control side, read by the workers.
     pub up: Arc<AtomicBool>,
     /// What is special about its kind.

@@ -1,4 +1,5 @@
-//! What a device could do for us, as its driver tells it. Of these only multi-segment transmit is switched on.
+//! What a device could do for us, as its driver tells it. Used are multi-segment transmit, scattered and RSS-hashed receive,
+//! RX interrupts of kernel files, and hardware's UDP checksums.
 
 use forebay_dpdk_sys::layout;
 

@@ -173,6 +173,12 @@ impl Device {
         self.open.capabilities().with_rx_interrupts(self.tells)
     }
 
+    /// Whether it fills in UDP checksums where [asked](crate::Packet::request_udp_checksum_v6).
+    #[must_use]
+    pub fn computes_udp_checksums(&self) -> bool {
+        self.open.computes_udp_checksums()
+    }
+
     /// Whether the link is up. A system call for devices that stand on a kernel interface. A tap interface that was
     /// moved to another network namespace counts as up: from here nobody can tell.
     #[must_use]
@@ -317,6 +323,10 @@ impl OpenDevice {
         matches!(self.spec, DeviceSpec::Pci { .. })
     }
 
+    fn computes_udp_checksums(&self) -> bool {
+        self.tx_offloads() & layout::TX_OFFLOAD_UDP_CKSUM != 0
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities::new(self.info.rx_offloads, self.info.tx_offloads, self.info.rss_flow_types)
     }
@@ -409,7 +419,7 @@ impl OpenDevice {
         let is_long = is_tap || u32::from(options.mtu) + FRAME_OVERHEAD_BYTES > u32::from(room);
         let config = sys::PortConfig {
             rx_offloads: if is_long { self.info.rx_offloads & layout::RX_OFFLOAD_SCATTER } else { 0 },
-            tx_offloads: self.info.tx_offloads & layout::TX_OFFLOAD_MULTI_SEGS,
+            tx_offloads: self.tx_offloads(),
             // The kernel spreads flows over the queues of its own interfaces.
             rss_flow_types: match self.spec {
                 DeviceSpec::Pci { .. } if self.queues > 1 => self.info.rss_flow_types,
@@ -427,6 +437,16 @@ impl OpenDevice {
             0 => Ok(self.queues),
             error => Err(self.failed("configure its queues", error)),
         }
+    }
+
+    /// What is switched on of what the device does for packets that are sent. Checksums are left to hardware: what drivers of
+    /// other devices compute, they compute as we do.
+    fn tx_offloads(&self) -> u64 {
+        let wanted = match self.spec {
+            DeviceSpec::Pci { .. } => layout::TX_OFFLOAD_MULTI_SEGS | layout::TX_OFFLOAD_UDP_CKSUM,
+            _ => layout::TX_OFFLOAD_MULTI_SEGS,
+        };
+        self.info.tx_offloads & wanted
     }
 
     /// MTU, MAC address and promiscuity, before the start.

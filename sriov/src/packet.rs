@@ -229,6 +229,17 @@ impl Packet {
         head.tx_offload = 0;
     }
 
+    /// Has the device that sends the packet compute its UDP checksum over IPv6, from the sum of the pseudo-header that stands
+    /// in the field, without its complement. The headers must stand at these bytes when it leaves, and the device must be
+    /// one that [computes UDP checksums](crate::Device::computes_udp_checksums).
+    #[inline(always)]
+    pub fn request_udp_checksum_v6(&mut self, ethernet_bytes: u8, ipv6_bytes: u8) {
+        let head = self.head_mut();
+        head.ol_flags |= layout::TX_IPV6 | layout::TX_UDP_CKSUM;
+        // `l2_len` has seven bits, `l3_len` nine (rte_mbuf_core.h).
+        head.tx_offload = u64::from(ethernet_bytes) & 0x7f | u64::from(ipv6_bytes) << 7;
+    }
+
     /// Whether any segment's bytes have another owner too. This crate never shares segments; a driver might.
     #[must_use]
     pub fn is_shared(&self) -> bool {

@@ -203,6 +203,8 @@ pub fn entry(
         vlan: record.vlan(),
         mtu: record.config.mtu,
         mac: record.mac,
+        // Behind a tag, the device would look for the headers in the wrong place: the tag is pushed last.
+        computes_udp_checksums: record.device.as_ref().is_some_and(Device::computes_udp_checksums),
         up: record.up.clone(),
         role,
     }

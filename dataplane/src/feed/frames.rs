@@ -5,7 +5,7 @@
 
 use super::host::{Host, OTHER_MAC, TENANT_MAC, UPLINK_MAC};
 use super::{Direction, Flows};
-use crate::wire::vxlan::{Patch, Template};
+use crate::wire::vxlan::{Checksum, Patch, Template};
 use crate::wire::{ETHERNET_BYTES, IPV4_BYTES, IPV6_BYTES, UDP_BYTES, checksum, ethertype, protocol};
 use forebay_sriov::Packet;
 use std::net::IpAddr;
@@ -163,9 +163,9 @@ fn datagram(host: &Host) -> Vec<u8> {
 
 /// Writes the outer headers in front of the inner frame.
 fn wrap(template: &Template, flow: u32, outer: &mut [u8], inner: &[u8]) {
-    let inner_sum = if template.covers_payload() { checksum::add(0, inner) } else { 0 };
+    let checksum = Checksum::Sum(if template.covers_payload() { checksum::add(0, inner) } else { 0 });
     let flow_hash = flow.wrapping_mul(STRIDE) >> 16;
-    let patch = Patch { next_hop: UPLINK_MAC, inner_bytes: inner.len(), ecn: 0, flow_hash, inner_sum };
+    let patch = Patch { next_hop: UPLINK_MAC, inner_bytes: inner.len(), ecn: 0, flow_hash, checksum };
     if let Some(outer) = outer.first_chunk_mut() {
         template.write_v6(outer, &patch);
     } else if let Some(outer) = outer.first_chunk_mut() {

@@ -121,6 +121,7 @@ impl Host {
             vlan: 0,
             mtu: MTU,
             mac,
+            computes_udp_checksums: false,
             up: Arc::new(AtomicBool::new(true)),
             role,
         };

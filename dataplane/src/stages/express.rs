@@ -8,8 +8,8 @@ use crate::flows::cache::{Decision, Flow, Lookup};
 use crate::flows::key::FlowKey;
 use crate::flows::shape::ecn_of_plain;
 use crate::snapshot::{Neighbours, PortEntry, Snapshot, Tunnel};
-use crate::wire::vxlan::{Patch, Template, V4_BYTES, V6_BYTES};
-use crate::wire::{ETHERNET_BYTES, MAC_BYTES, checksum};
+use crate::wire::vxlan::{Checksum, Patch, Template, V4_BYTES, V6_BYTES};
+use crate::wire::{ETHERNET_BYTES, IPV6_BYTES, MAC_BYTES, checksum};
 use forebay_pipeline::batch::BATCH;
 use forebay_sriov::Packet;
 
@@ -48,6 +48,8 @@ struct Way {
     /// The longest inner frame; 0 where each packet has to be looked at by itself.
     most_bytes: usize,
     mac: [u8; MAC_BYTES],
+    /// [`PortEntry::computes_udp_checksums`].
+    by_device: bool,
     /// With the bytes of the longest packet.
     exit: Exit,
 }
@@ -73,7 +75,14 @@ impl<'a> Express<'a> {
         Express {
             snapshot,
             neighbours,
-            way: Way { hop: 0, is_v6: false, most_bytes: 0, mac: [0; MAC_BYTES], exit: nowhere(Class::Sent) },
+            way: Way {
+                hop: 0,
+                is_v6: false,
+                most_bytes: 0,
+                mac: [0; MAC_BYTES],
+                by_device: false,
+                exit: nowhere(Class::Sent),
+            },
             door: Door { most_bytes: 0, exit: nowhere(Class::Delivered) },
             exit: None,
             ready: 0,
@@ -115,7 +124,7 @@ impl<'a> Express<'a> {
     /// Encapsulates. `V6`: over IPv6.
     #[inline(never)]
     fn forward<const V6: bool>(&self, piece: &mut Piece<'_, '_>, place: usize) -> Run {
-        let Way { hop, most_bytes, mac, .. } = self.way;
+        let Way { hop, most_bytes, mac, by_device, .. } = self.way;
         let (tunnels, rules) = (self.snapshot.tunnels.slots(), piece.ledger.rules());
         piece.each_of_run(place, |packet, key, flow| {
             let decision = flow.decision;
@@ -127,7 +136,7 @@ impl<'a> Express<'a> {
             let frame = packet.data_mut().first_chunk_mut::<{ ETHERNET_BYTES + 2 }>()?;
             decision.action.set_inner_dst_mac(frame);
             let ecn = ecn_of_plain(frame, key.is_ipv6());
-            if !encapsulate::<V6>(packet, ecn, decision.flow_hash, &tunnel.template, mac) {
+            if !encapsulate::<V6>(packet, ecn, decision.flow_hash, &tunnel.template, (mac, by_device)) {
                 return None;
             }
             flow.count(bytes as u32);
@@ -191,14 +200,16 @@ impl<'a> Express<'a> {
 
     #[inline(never)]
     fn turn_to_hop(&mut self, tunnel: &Tunnel, from: PortId) {
-        let uplink_mtu = self.snapshot.port(tunnel.uplink).map_or(0, |uplink| uplink.mtu);
+        let uplink = self.snapshot.port(tunnel.uplink);
+        let uplink_mtu = uplink.map_or(0, |uplink| uplink.mtu);
+        let by_device = uplink.is_some_and(|uplink| uplink.computes_udp_checksums);
         let mtu = usize::from(uplink_mtu.min(tunnel.path_mtu));
         let mac = self.neighbours.resolve(tunnel.next_hop);
         let most_bytes = mac.map_or(0, |_| mtu.saturating_sub(tunnel.template.l3_overhead()));
         let mut exit = Exit::new(from, tunnel.uplink, tunnel.next_hop, Class::Sent);
         exit.longest = most_bytes + tunnel.template.len();
         let (hop, is_v6) = (tunnel.hop(), tunnel.template.covers_payload());
-        self.way = Way { hop, is_v6, most_bytes, mac: mac.unwrap_or_default(), exit };
+        self.way = Way { hop, is_v6, most_bytes, mac: mac.unwrap_or_default(), by_device, exit };
     }
 
     #[inline(never)]
@@ -290,22 +301,25 @@ const fn template_bytes(v6: bool) -> usize {
 }
 
 /// Puts a tunnel's headers in front of a frame that fits; false, and nothing done, where the buffer has no room. `V6`: the
-/// tunnel is over IPv6.
+/// tunnel is over IPv6, and the UDP checksum is left to the device where that is `by_device`.
 #[inline(always)]
 pub(super) fn encapsulate<const V6: bool>(
     packet: &mut Packet,
     ecn: u8,
     flow_hash: u16,
     template: &Template,
-    next_hop: [u8; MAC_BYTES],
+    (next_hop, by_device): ([u8; MAC_BYTES], bool),
 ) -> bool {
     let inner_bytes = packet.len();
     let flow_hash = u32::from(flow_hash);
-    let mut patch = Patch { next_hop, inner_bytes, ecn, flow_hash, inner_sum: 0 };
+    let checksum = if V6 && !by_device { Checksum::Sum(sum(packet)) } else { Checksum::Device };
+    let patch = Patch { next_hop, inner_bytes, ecn, flow_hash, checksum };
     if V6 {
-        patch.inner_sum = sum(packet);
         let Some(out) = packet.prepend_array() else { return false };
         template.write_v6(out, &patch);
+        if by_device {
+            packet.request_udp_checksum_v6(ETHERNET_BYTES as u8, IPV6_BYTES as u8);
+        }
     } else {
         let Some(out) = packet.prepend_array() else { return false };
         template.write_v4(out, &patch);

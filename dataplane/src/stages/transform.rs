@@ -85,9 +85,10 @@ fn forward(
     // Whoever sends it resolves the next hop, or has the packet wait for it.
     meta.decision.action.set_inner_dst_mac(packet.data_mut());
     let ecn = meta.layout.traffic_class & 3;
+    let hop = ([0; MAC_BYTES], uplink.computes_udp_checksums);
     let is_done = match template.covers_payload() {
-        false => encapsulate::<false>(packet, ecn, meta.decision.flow_hash, template, [0; MAC_BYTES]),
-        true => encapsulate::<true>(packet, ecn, meta.decision.flow_hash, template, [0; MAC_BYTES]),
+        false => encapsulate::<false>(packet, ecn, meta.decision.flow_hash, template, hop),
+        true => encapsulate::<true>(packet, ecn, meta.decision.flow_hash, template, hop),
     };
     match is_done {
         true => Verdict::Send { uplink: tunnel.uplink, next_hop: tunnel.next_hop },

@@ -69,8 +69,17 @@ pub struct Patch {
     pub ecn: u8,
     /// The inner flow's hash, carried by the source port.
     pub flow_hash: u32,
-    /// The sum of the inner frame's bytes, needed where [`Template::covers_payload`].
-    pub inner_sum: u64,
+    /// What the UDP checksum comes from, where [`Template::covers_payload`].
+    pub checksum: Checksum,
+}
+
+/// Who computes the UDP checksum over IPv6.
+#[derive(Clone, Copy, Debug)]
+pub enum Checksum {
+    /// We do, from the sum of the inner frame's bytes.
+    Sum(u64),
+    /// The device does, from the sum of the pseudo-header, which is put in its place.
+    Device,
 }
 
 impl Template {
@@ -161,13 +170,26 @@ impl Template {
     pub fn write_v6(&self, out: &mut [u8; V6_BYTES], patch: &Patch) {
         let port = source_port(patch.flow_hash);
         let udp_bytes = (patch.inner_bytes + UDP_BYTES + VXLAN_BYTES) as u16;
-        let sum = u64::from(self.sum) + 2 * u64::from(udp_bytes) + u64::from(port) + patch.inner_sum;
+        let field = match patch.checksum {
+            Checksum::Sum(inner) => {
+                let sum = u64::from(self.sum) + 2 * u64::from(udp_bytes) + u64::from(port) + inner;
+                checksum::udp_field(sum)
+            }
+            Checksum::Device => !checksum::fold(self.pseudo_header_sum(udp_bytes)),
+        };
         self.copy_to(out, patch.next_hop);
         out[15] |= patch.ecn << 4;
         put16(out, 18, udp_bytes);
         put16(out, 54, port);
         put16(out, 58, udp_bytes);
-        put16(out, 60, checksum::udp_field(sum));
+        put16(out, 60, field);
+    }
+
+    /// Of a UDP datagram of that length over IPv6 (RFC 8200, section 8.1).
+    #[inline(always)]
+    fn pseudo_header_sum(&self, udp_bytes: u16) -> u64 {
+        let addresses = self.bytes.get(22 - MAC_BYTES..54 - MAC_BYTES).unwrap_or_default();
+        checksum::add(u64::from(protocol::UDP) + u64::from(udp_bytes), addresses)
     }
 
     #[inline(always)]
@@ -214,8 +236,8 @@ mod tests {
 
     fn encapsulate(source: IpAddr, remote: IpAddr, inner: &[u8], ecn: u8, flow_hash: u32) -> Vec<u8> {
         let template = Template::new([2, 0, 0, 0, 0, 1], source, remote, 0x00ab_cdef, 64, 46).unwrap();
-        let inner_sum = checksum::add(0, inner);
-        let patch = Patch { next_hop: [0; 6], inner_bytes: inner.len(), ecn, flow_hash, inner_sum };
+        let checksum = Checksum::Sum(checksum::add(0, inner));
+        let patch = Patch { next_hop: [0; 6], inner_bytes: inner.len(), ecn, flow_hash, checksum };
         let (mut v4, mut v6) = ([0; V4_BYTES], [0; V6_BYTES]);
         let mut out = match source {
             IpAddr::V4(_) => {
@@ -256,6 +278,27 @@ mod tests {
             } else {
                 prop_assert_eq!(&out[l4 + 6..l4 + 8], &[0, 0]);
             }
+        }
+    }
+
+    #[test]
+    fn a_device_that_sums_what_stands_there_comes_to_the_same_checksum() {
+        let (source, remote) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
+        let template = Template::new([2; 6], source, remote, 7, 64, 0).unwrap();
+        for bytes in [14, 15, 60, 1500, 8999] {
+            let inner: Vec<u8> = (0..bytes).map(|at: usize| (at * 7) as u8).collect();
+            let written = |checksum| {
+                let mut out = [0; V6_BYTES];
+                let patch =
+                    Patch { next_hop: [0; 6], inner_bytes: inner.len(), ecn: 1, flow_hash: 5, checksum };
+                template.write_v6(&mut out, &patch);
+                out
+            };
+            let unfinished = written(Checksum::Device);
+            let by_device = checksum::udp_field(checksum::add(checksum::add(0, &unfinished[54..]), &inner));
+            let by_us = written(Checksum::Sum(checksum::add(0, &inner)));
+            assert_eq!(by_us[60..62], by_device.to_be_bytes(), "{bytes} bytes");
+            assert_eq!((&by_us[..60], &by_us[62..]), (&unfinished[..60], &unfinished[62..]));
         }
     }
 

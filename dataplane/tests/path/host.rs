@@ -96,6 +96,7 @@ pub fn snapshot(plan: &Plan, devices: &Devices, absent: &[PortId]) -> Snapshot {
         vlan: if id == VM3 { VM3_VLAN } else { 0 },
         mtu: mtu(id),
         mac: mac(id),
+        computes_udp_checksums: false,
         up: Arc::new(AtomicBool::new(true)),
         role: role(id, plan),
     };

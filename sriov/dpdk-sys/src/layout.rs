@@ -66,6 +66,10 @@ pub const RX_IP_CKSUM_BAD: u64 = 1 << 4;
 pub const RX_IP_CKSUM_GOOD: u64 = 1 << 7;
 /// The IPv4 header checksum is not filled in, yet the header is known to be whole.
 pub const RX_IP_CKSUM_NONE: u64 = (1 << 4) | (1 << 7);
+/// The device is to compute the UDP checksum, from the sum of the pseudo-header that stands in its place.
+pub const TX_UDP_CKSUM: u64 = 3 << 52;
+/// The packet to be sent is IPv6.
+pub const TX_IPV6: u64 = 1 << 56;
 /// The buffer belongs to memory outside of any pool.
 pub const EXTERNAL: u64 = 1 << 61;
 /// The buffer belongs to another mbuf.
@@ -108,6 +112,8 @@ pub const CONSTANTS: &[(&str, u64)] = &[
     ("RTE_MBUF_F_RX_IP_CKSUM_BAD", RX_IP_CKSUM_BAD),
     ("RTE_MBUF_F_RX_IP_CKSUM_GOOD", RX_IP_CKSUM_GOOD),
     ("RTE_MBUF_F_RX_IP_CKSUM_NONE", RX_IP_CKSUM_NONE),
+    ("RTE_MBUF_F_TX_UDP_CKSUM", TX_UDP_CKSUM),
+    ("RTE_MBUF_F_TX_IPV6", TX_IPV6),
     ("RTE_MBUF_F_EXTERNAL", EXTERNAL),
     ("RTE_MBUF_F_INDIRECT", INDIRECT),
     ("RTE_ETH_RX_OFFLOAD_SCATTER", RX_OFFLOAD_SCATTER),
