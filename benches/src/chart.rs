@@ -66,11 +66,11 @@ fn draw(text: &mut String, title: &str, bars: &[Bar]) -> Result<(), Box<dyn std:
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Names of elements in order of their start; panics where one is not closed or attributes are not quoted.
-    fn elements(svg: &str) -> Vec<String> {
+    pub(crate) fn elements(svg: &str) -> Vec<String> {
         let (mut open, mut names) = (Vec::new(), Vec::new());
         for part in svg.split('<').skip(1) {
             let (tag, text) = part.split_once('>').unwrap();

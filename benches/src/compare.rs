@@ -96,7 +96,7 @@ impl Comparison {
             }
             (OVS, _, Ok(switch)) => {
                 let (switch, packets) = (switch.as_path(), packets.as_path());
-                let ovs = Ovs { switch, scenario, packets, core, hugepages, folder: own };
+                let ovs = Ovs { switch, scenario, packets, core, hugepages, sleep_us: 0, folder: own };
                 Ok(ovs.run(self.plan.duration).await?.cycles_per_packet)
             }
             _ => {

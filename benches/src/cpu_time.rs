@@ -7,14 +7,23 @@ use std::fs;
 /// Nanoseconds that each thread of a process has run for, by thread name. Empty where the kernel keeps no such account;
 /// threads of the same name are one.
 pub(crate) fn of_threads(process_id: u32) -> HashMap<String, u64> {
+    account(process_id, 0)
+}
+
+/// Nanoseconds that each thread of a process was ready to run while others had its core, as [`of_threads`] has them.
+pub(crate) fn waiting_of_threads(process_id: u32) -> HashMap<String, u64> {
+    account(process_id, 1)
+}
+
+fn account(process_id: u32, place: usize) -> HashMap<String, u64> {
     let mut threads = HashMap::new();
     let Ok(folders) = fs::read_dir(format!("/proc/{process_id}/task")) else { return threads };
     for folder in folders.flatten() {
         let read = |file| fs::read_to_string(folder.path().join(file)).unwrap_or_default();
         // Time on a core, time waiting for one, number of turns: Documentation/scheduler/sched-stats.rst.
-        let ran = read("schedstat").split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
-        if let Some(ran_ns) = ran {
-            *threads.entry(read("comm").trim().to_owned()).or_default() += ran_ns;
+        let time = read("schedstat").split_whitespace().nth(place).and_then(|word| word.parse::<u64>().ok());
+        if let Some(time_ns) = time {
+            *threads.entry(read("comm").trim().to_owned()).or_default() += time_ns;
         }
     }
     threads
@@ -79,7 +88,7 @@ mod tests {
         assert_eq!(share(&account(100), &account(300), "worker0", 100.0), Some(1.0));
         assert_eq!(share(&account(100), &account(150), "worker1", 100.0), None);
         assert_eq!(share(&account(100), &account(150), "worker0", 0.0), None);
-        assert!(of_threads(u32::MAX).is_empty());
+        assert!(of_threads(u32::MAX).is_empty() && waiting_of_threads(u32::MAX).is_empty());
         assert_eq!(warning(0.96), None);
         assert!(warning(0.4).unwrap().starts_with("a worker had only 40 % of its core"));
     }

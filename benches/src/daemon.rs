@@ -169,6 +169,11 @@ impl Daemon {
         cpu_time::of_threads(self.child.id())
     }
 
+    /// Nanoseconds that each of its threads has waited for a core, by name.
+    pub(crate) fn waiting_time(&self) -> HashMap<String, u64> {
+        cpu_time::waiting_of_threads(self.child.id())
+    }
+
     /// Instructions of its workers so far, where the machine counts them.
     pub(crate) fn instructions(&self) -> Option<u64> {
         self.instructions.as_ref()?.read()

@@ -118,15 +118,18 @@ pub(crate) async fn generator(
     own: &Path,
     worker_cores: &[usize],
 ) -> Result<OwnChild, BenchError> {
-    sender((GENERATOR_COMMAND, GENERATOR_SENDING), &[], (scenario, packets), own, worker_cores).await
+    let device = client(&socket(own, 0), scenario);
+    let words = (GENERATOR_COMMAND, GENERATOR_SENDING);
+    sender(words, &device, &[], packets, own, worker_cores).await
 }
 
-/// Starts the command of this program that sends a file's packets to a daemon in the folder `own`, and waits until it `says`
-/// that it does. It has a core that no worker has, and ends when its input does, so that it never outlives this program.
+/// Starts the command of this program that sends a file's packets by `device`, and waits until it `says` that it does. What it
+/// says stands in the folder `own`. It has a core that no worker has, and ends when its input does, so that it never outlives this program.
 pub(crate) async fn sender(
     (command, says): (&str, &str),
+    device: &str,
     more: &[String],
-    (scenario, packets): (&Scenario, &Path),
+    packets: &Path,
     own: &Path,
     worker_cores: &[usize],
 ) -> Result<OwnChild, BenchError> {
@@ -139,7 +142,7 @@ pub(crate) async fn sender(
         program.map_err(|source| BenchError::System { what: "find this program's file", source })?;
     let log = own.join(format!("{command}.log"));
     let mut words = Command::new(program);
-    words.arg(command).arg("--device").arg(client(&socket(own, 0), scenario));
+    words.arg(command).arg("--device").arg(device);
     words.arg("--packets").arg(Scenario::file(packets, 0)).arg("--core").arg(core.to_string()).args(more);
     let mut child = OwnChild::start(&mut words, &log, true)?;
     match child.wait_for(Some(says), START_PATIENCE).await? {

@@ -22,6 +22,9 @@ mod feed;
 mod figures;
 mod flows;
 mod idle;
+mod idle_args;
+mod idle_chart;
+mod idle_report;
 mod instructions;
 mod machine;
 mod memory;
@@ -51,7 +54,7 @@ pub use crate::pacer::{PACER_COMMAND, PACER_MEASURED, PACER_SENDING, PacerFigure
 
 use crate::args::{CompareArgs, PathArgs, RingArgs};
 use crate::error::BenchError;
-use crate::idle::IdleArgs;
+use crate::idle_args::IdleArgs;
 use crate::scenario::Direction;
 use crate::table::TableArgs;
 use crate::update_args::UpdateArgs;
@@ -73,7 +76,7 @@ enum Benchmark {
     Miss(PathArgs),
     /// Measure what changes of rules cost while packets are encapsulated.
     Update(UpdateArgs),
-    /// Measure what a worker with little to do costs, and what its packets pay for its rest.
+    /// Measure what a worker with little to do costs under each policy, and what its packets pay for its rest.
     Idle(IdleArgs),
     /// Measure encap beside every peer that is installed, in turns: dpdk-testpmd io, and Open vSwitch with DPDK.
     Compare(CompareArgs),

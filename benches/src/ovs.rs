@@ -4,6 +4,7 @@
 //! kernel removes with the process: a switch that this machine runs otherwise is not touched. A bridge has the tenant's
 //! packets and a VXLAN tunnel, a second one the underlay's device; its neighbour is declared, since nobody answers.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,9 @@ use std::time::Duration;
 use forebay_pipeline::cores;
 
 use crate::child::{OwnChild, Waited};
+use crate::cpu_time;
 use crate::error::BenchError;
+use crate::feed::{self, Feed};
 use crate::flows::{here, there};
 use crate::path::WARM_UP;
 use crate::scenario::Scenario;
@@ -66,18 +69,51 @@ pub(crate) struct Ovs<'a> {
     pub packets: &'a Path,
     pub core: usize,
     pub hugepages: bool,
+    /// The longest that its thread sleeps without packets, microseconds; 0: it polls.
+    pub sleep_us: u32,
     /// An empty folder for everything that it writes.
     pub folder: &'a Path,
+}
+
+/// The running switch with its database, which ends after it.
+#[derive(Debug)]
+pub(crate) struct RunningOvs {
+    switch: OwnChild,
+    _server: OwnChild,
+}
+
+impl RunningOvs {
+    /// Nanoseconds that each of its threads has run for, by name.
+    pub(crate) fn cpu_time(&self) -> HashMap<String, u64> {
+        cpu_time::of_threads(self.switch.id())
+    }
+
+    /// Nanoseconds that each of its threads has waited for a core, by name.
+    pub(crate) fn waiting_time(&self) -> HashMap<String, u64> {
+        cpu_time::waiting_of_threads(self.switch.id())
+    }
+
+    /// The name of the thread that forwards on a core.
+    pub(crate) fn thread(&self, core: usize) -> Option<String> {
+        let start = format!("pmd-c{core:02}/");
+        self.cpu_time().into_keys().find(|name| name.starts_with(&start))
+    }
 }
 
 impl Ovs<'_> {
     /// Forwards for `duration` after a warm-up.
     pub(crate) async fn run(&self, duration: Duration) -> Result<OvsRun, BenchError> {
+        let running = self.start().await?;
+        self.watch(&running.switch, duration).await
+    }
+
+    /// Starts it with its bridges, devices and flow entries.
+    pub(crate) async fn start(&self) -> Result<RunningOvs, BenchError> {
         let database = self.folder.join("conf.db");
         self.tool("ovsdb-tool", [OsStr::new("create"), database.as_os_str(), OsStr::new(SCHEMA)]).await?;
         let mut server = Command::new("ovsdb-server");
         server.arg(&database).arg(format!("--remote=punix:{}", self.socket("db.sock")));
-        let _server = self.start(server.arg(format!("--unixctl={}", self.socket("db.ctl"))), "server.log")?;
+        let server = self.spawn(server.arg(format!("--unixctl={}", self.socket("db.ctl"))), "server.log")?;
         self.wait_for_socket("db.sock").await?;
         self.vsctl("--no-wait init".split(' ')).await?;
         let settings = self.settings();
@@ -85,19 +121,19 @@ impl Ovs<'_> {
         self.vsctl(words.chain(settings.iter().map(String::as_str))).await?;
         let mut switch = Command::new("unshare");
         switch.arg("--net").arg(self.switch).arg(format!("unix:{}", self.socket("db.sock")));
-        let switch = self.start(switch.arg(format!("--unixctl={}", self.socket("ctl"))), "switch.log")?;
+        let switch = self.spawn(switch.arg(format!("--unixctl={}", self.socket("ctl"))), "switch.log")?;
         self.vsctl(self.bridges().split_whitespace()).await?;
         self.check_devices(&switch).await?;
         self.address(&switch).await?;
         self.load_flows().await?;
-        self.watch(&switch, duration).await
+        Ok(RunningOvs { switch, _server: server })
     }
 
     fn socket(&self, name: &str) -> String {
         self.folder.join(name).display().to_string()
     }
 
-    fn start(&self, command: &mut Command, log: &str) -> Result<OwnChild, BenchError> {
+    fn spawn(&self, command: &mut Command, log: &str) -> Result<OwnChild, BenchError> {
         OwnChild::start(self.environment(command), &self.folder.join(log), false)
     }
 
@@ -114,7 +150,7 @@ impl Ovs<'_> {
     ) -> Result<String, BenchError> {
         let mut command = Command::new(program);
         command.args(words);
-        let mut child = self.start(&mut command, "tool.log")?;
+        let mut child = self.spawn(&mut command, "tool.log")?;
         match child.wait_for(None, PATIENCE).await? {
             Waited::Ended(status) if status.success() => Ok(child.said()),
             Waited::Ended(status) => Err(fails(format!("{program} ended ({status})"), child.tail())),
@@ -160,6 +196,7 @@ impl Ovs<'_> {
             "other_config:dpdk-init=true".to_owned(),
             format!("other_config:pmd-cpu-mask={:#x}", 1_u64 << (self.core % 64)),
             format!("other_config:dpdk-lcore-mask={:#x}", 1_u64 << (main % 64)),
+            format!("other_config:pmd-maxsleep={}", self.sleep_us),
             // A value with spaces and commas stands in quotes.
             format!("other_config:dpdk-extra=\"{extra}\""),
         ]
@@ -168,14 +205,24 @@ impl Ovs<'_> {
     /// Both bridges with their ports, in one call.
     fn bridges(&self) -> String {
         let (local, remote) = (here(0).ipv4, there(0).ipv4);
+        let memif = |socket: PathBuf| format!("socket={},socket-abstract=no,role=server", socket.display());
+        let (tenant, underlay) = match self.scenario.feed {
+            Feed::Paced => (
+                format!("net_memif0,{}", memif(feed::socket(self.folder, 0))),
+                format!("net_memif1,{}", memif(feed::back_socket(self.folder, 0))),
+            ),
+            _ => (
+                format!("net_pcap0,rx_pcap={},infinite_rx=1", self.packets.display()),
+                "net_null0,no-rx=1".to_owned(),
+            ),
+        };
         format!(
             "add-br br0 -- set bridge br0 datapath_type=netdev fail-mode=secure \
-             -- add-port br0 p0 -- set Interface p0 type=dpdk options:dpdk-devargs=\"net_pcap0,rx_pcap={},infinite_rx=1\" \
+             -- add-port br0 p0 -- set Interface p0 type=dpdk options:dpdk-devargs=\"{tenant}\" \
              -- add-port br0 vx0 -- set Interface vx0 type=vxlan options:remote_ip={remote} options:local_ip={local} \
              options:key=flow \
              -- add-br br1 -- set bridge br1 datapath_type=netdev \
-             -- add-port br1 n0 -- set Interface n0 type=dpdk options:dpdk-devargs=\"net_null0,no-rx=1\"",
-            self.packets.display()
+             -- add-port br1 n0 -- set Interface n0 type=dpdk options:dpdk-devargs=\"{underlay}\""
         )
     }
 
@@ -293,7 +340,6 @@ fn sent(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::feed::Feed;
     use crate::flows::Flows;
     use crate::scenario::Direction;
 
@@ -341,11 +387,19 @@ mod tests {
             packets: Path::new("/tmp/p.pcap"),
             core: 3,
             hugepages: false,
+            sleep_us: 7,
             folder: Path::new("/tmp/o"),
         };
         let settings = ovs.settings();
         assert!(settings.contains(&"other_config:pmd-cpu-mask=0x8".to_owned()), "{settings:?}");
         assert!(settings.iter().any(|setting| setting.contains("--no-huge")), "{settings:?}");
+        assert!(settings.contains(&"other_config:pmd-maxsleep=7".to_owned()), "{settings:?}");
         assert!(ovs.bridges().contains("\"net_pcap0,rx_pcap=/tmp/p.pcap,infinite_rx=1\""));
+        let paced = Scenario { feed: Feed::Paced, ..scenario };
+        let bridges = Ovs { scenario: &paced, ..ovs }.bridges();
+        for (device, socket) in [("net_memif0", "/tmp/o/memif0"), ("net_memif1", "/tmp/o/back0")] {
+            let words = format!("\"{device},socket={socket},socket-abstract=no,role=server\"");
+            assert!(bridges.contains(&words), "{words} is not in {bridges}");
+        }
     }
 }

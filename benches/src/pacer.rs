@@ -18,6 +18,13 @@ pub const PACER_SENDING: &str = "forebay: pacing";
 pub const PACER_MEASURED: &str = "forebay: paced ";
 /// How long it may take to tell its figures.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Slots of the rings between the process and what it measures, as a power of two: 16 ms of the heaviest load that is sent at a
+/// rate. Linux lets another thread have a core for some 4 ms, which is as much as the 1024 slots that are usual hold.
+const RING_SHIFT: u8 = 12;
+/// What is sent as fast as possible keeps a ring full; the usual ones are measured then.
+const SATURATED_RING_SHIFT: u8 = 10;
+/// Packets that a ring holds at a rate.
+pub(crate) const RING_PACKETS: u32 = 1 << RING_SHIFT;
 
 /// What the process measured.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,6 +35,8 @@ pub struct PacerFigures {
     pub received: u64,
     /// Packets that the device did not take.
     pub refused: u64,
+    /// Of those that came back, packets whose latency is not known: the process did not have its core meanwhile.
+    pub unjudged: u64,
     /// How long.
     pub elapsed_ns: u64,
     /// Nanoseconds from sending to receiving of the first packet of each burst, as a histogram's buckets.
@@ -44,6 +53,7 @@ impl PacerFigures {
             "sent": self.sent,
             "received": self.received,
             "refused": self.refused,
+            "unjudged": self.unjudged,
             "elapsed_ns": self.elapsed_ns,
             "first_ns": self.first_ns,
             "rest_ns": self.rest_ns,
@@ -58,6 +68,7 @@ impl PacerFigures {
             sent: number("sent")?,
             received: number("received")?,
             refused: number("refused")?,
+            unjudged: number("unjudged")?,
             elapsed_ns: number("elapsed_ns")?,
             first_ns: buckets("first_ns")?,
             rest_ns: buckets("rest_ns")?,
@@ -94,7 +105,9 @@ impl Pacer {
         own: &Path,
         worker_cores: &[usize],
     ) -> Result<Self, BenchError> {
-        let back = feed::client(&feed::back_socket(own, 0), scenario);
+        let shift = if pace.packets_per_second.is_none() { SATURATED_RING_SHIFT } else { RING_SHIFT };
+        let client = |socket: &Path| format!("{},rsize={shift}", feed::client(socket, scenario));
+        let (there, back) = (client(&feed::socket(own, 0)), client(&feed::back_socket(own, 0)));
         let pps = pace.packets_per_second.unwrap_or(0).to_string();
         let mut more: Vec<String> = vec!["--back".into(), back, "--pps".into(), pps];
         more.extend(["--burst".into(), pace.burst.to_string()]);
@@ -102,7 +115,7 @@ impl Pacer {
             more.push("--saturate".into());
         }
         let words = (PACER_COMMAND, PACER_SENDING);
-        let child = feed::sender(words, &more, (scenario, packets), own, worker_cores).await?;
+        let child = feed::sender(words, &there, &more, packets, own, worker_cores).await?;
         Ok(Self { child })
     }
 
@@ -128,6 +141,7 @@ mod tests {
             sent: 7,
             received: 6,
             refused: 1,
+            unjudged: 2,
             elapsed_ns: 10,
             first_ns: vec![0, 3],
             rest_ns: vec![3],

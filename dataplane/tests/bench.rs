@@ -81,14 +81,35 @@ fn idle_workers_lose_nothing_under_any_policy() {
         eprintln!("skipped: the process that paces needs a core of its own");
         return;
     }
-    let json = bench("idle --policy last-packet,interrupt,sleep:30 --pps 2000 --burst 8");
+    let json = bench("idle --no-ovs --policy last-packet,interrupt,sleep:30 --pps 2000 --burst 8");
     let policies = json["policies"].as_array().unwrap();
     let names: Vec<_> = policies.iter().map(|policy| policy["policy"].as_str().unwrap()).collect();
     assert_eq!(names, ["busy-poll", "last-packet", "interrupt", "sleep:30"]);
     for policy in policies {
         assert_numbers(policy, &["cpu_percent", "added_p99_ns", "packets_per_second"]);
+        assert_numbers(policy, &["path_cycles_per_packet", "io_cycles_per_packet", "unjudged_packets"]);
+        assert_numbers(&policy["stages"], &["receive", "recall", "transmit"]);
         assert_numbers(&policy["latency_ns"], &["p50", "p99", "p999", "max"]);
         assert_eq!(policy["lost_packets"], 0, "{policy}");
         assert!(policy["packets_per_second"].as_u64().unwrap() > 0, "{policy}");
     }
+}
+
+#[test]
+fn loads_of_idle_workers_are_measured_by_one_command() {
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        eprintln!("skipped: the process that paces needs a core of its own");
+        return;
+    }
+    let json = bench("idle --no-ovs --policy last-packet --loads none,10k,saturation");
+    let loads = json["loads"].as_array().unwrap();
+    let names: Vec<_> = loads.iter().map(|load| load["load"].as_str().unwrap()).collect();
+    assert_eq!(names, ["none", "10k", "saturation"]);
+    assert_eq!(loads[0]["policies"][1]["packets_per_second"], 0, "{json}");
+    for (load, goals) in loads.iter().zip([1, 3, 1]) {
+        let last_packet = &load["policies"][1];
+        assert_eq!(last_packet["policy"], "last-packet");
+        assert_eq!(last_packet["goals"].as_array().unwrap().len(), goals, "{last_packet}");
+    }
+    assert_eq!(json["ovs_missing"], "left out by --no-ovs");
 }

@@ -5,8 +5,8 @@
 //! side writes before it reads what the other writes, with a full fence between: so at least one of them sees the other,
 //! and no wake-up is lost. `tests/loom_bell.rs` checks that in every interleaving.
 //!
-//! A worker that only others of this process wake sleeps on a futex; one that also waits for devices polls their file
-//! descriptors and the bell's own.
+//! A worker that only others of this process wake sleeps on a futex; one that also waits for devices sleeps on their file
+//! descriptors and the bell's own (`poller.rs`).
 //! Invariant: one thread sleeps by a bell, any number ring it; a ring after [`Bell::lie_down`] ends the sleep that follows.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -15,14 +15,12 @@ use std::time::Duration;
 use arrayvec::ArrayVec;
 use crossbeam_utils::CachePadded;
 
-use crate::os;
+use crate::os::{self, Trigger};
+use crate::poller::{Poller, Watched};
 use crate::sync::{AtomicU32, Futex, Ordering, fence};
 
 /// Most file descriptors that a worker waits for: one for each device that a host can have.
 pub const MAX_WATCHED: usize = 32;
-
-/// Without its own descriptor a bell cannot end a sleep on others: then such a sleep is short.
-const DEAF_SLEEP: Duration = Duration::from_millis(1);
 
 const AWAKE: u32 = 0;
 /// Still looks around before it sleeps: there is nobody to wake, but it must not sleep.
@@ -38,7 +36,7 @@ pub struct Bell {
     /// Set to a kind of sleep by the sleeper, back to [`AWAKE`] by whoever is first: who rings, or the sleeper.
     state: CachePadded<AtomicU32>,
     futex: Futex,
-    /// What is written to where the sleeper polls descriptors; without it such a sleeper only naps.
+    /// What is written to where the sleeper sleeps on descriptors; without it such a sleeper only naps.
     descriptor: Option<OwnedFd>,
 }
 
@@ -96,9 +94,9 @@ impl Bell {
         self.state.swap(AWAKE, Ordering::AcqRel);
     }
 
-    /// Sleeps until somebody rings, a watched descriptor is readable, or the time is over; may end for no reason. Somebody
-    /// who has rung since [`Bell::lie_down`] ends it at once.
-    pub fn sleep(&self, watch: &Watch, most: Duration) {
+    /// Sleeps until somebody rings, a watched descriptor wakes, or the time is over; may end for no reason. Somebody who has
+    /// rung since [`Bell::lie_down`] ends it at once.
+    pub fn sleep(&self, watch: &mut Watch, most: Duration) {
         let kind = if watch.has_descriptors() { ON_DESCRIPTORS } else { ON_FUTEX };
         let change = self.state.compare_exchange(LYING_DOWN, kind, Ordering::AcqRel, Ordering::Acquire);
         if change.is_err() {
@@ -107,28 +105,20 @@ impl Bell {
         if kind == ON_FUTEX {
             self.futex.wait(&self.state, ON_FUTEX, most);
         } else {
-            self.poll(watch, most);
+            // Without one it cannot end this sleep: -1 cannot be waited for, which makes it short.
+            let own = self.descriptor.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+            watch.sleep(own, most);
         }
         self.get_up();
     }
-
-    fn poll(&self, watch: &Watch, most: Duration) {
-        let mut all = ArrayVec::<RawFd, { MAX_WATCHED + 1 }>::new();
-        // The kernel passes over a negative number.
-        all.push(self.descriptor.as_ref().map_or(-1, AsRawFd::as_raw_fd));
-        all.extend(watch.descriptors.iter().copied());
-        let most = if self.descriptor.is_some() { most } else { most.min(DEAF_SLEEP) };
-        let own_is_ready = os::poll_readable(&all, most);
-        if own_is_ready && let Some(descriptor) = &self.descriptor {
-            os::clear_event(descriptor);
-        }
-    }
 }
 
-/// What a worker that is about to sleep waits for beside its bell; filled by its task.
+/// What a worker that is about to sleep waits for beside its bell; filled by its task before each sleep. It goes with the one
+/// bell: the kernel is told only what has changed since the last sleep.
 #[derive(Debug, Default)]
 pub struct Watch {
-    descriptors: ArrayVec<RawFd, MAX_WATCHED>,
+    descriptors: ArrayVec<Watched, MAX_WATCHED>,
+    poller: Poller,
     has_work: bool,
     /// The longest that the worker may sleep.
     most: Option<Duration>,
@@ -143,6 +133,18 @@ impl Watch {
         Self::default()
     }
 
+    /// As new, for the next sleep.
+    pub fn clear(&mut self) {
+        self.descriptors.clear();
+        (self.has_work, self.most, self.unannounced) = (false, None, None);
+    }
+
+    fn sleep(&mut self, own: RawFd, most: Duration) {
+        let own = Watched { descriptor: own, trigger: Trigger::Event };
+        let all = std::iter::once(own).chain(self.descriptors.iter().copied()).collect();
+        self.poller.sleep(&all, most);
+    }
+
     /// Something has come already: no sleep.
     pub fn work(&mut self) {
         self.has_work = true;
@@ -150,7 +152,17 @@ impl Watch {
 
     /// The worker is to wake when this descriptor, which stays open until the sleep is over, is readable.
     pub fn readable(&mut self, descriptor: RawFd) {
-        if self.descriptors.try_push(descriptor).is_err() {
+        self.watch(descriptor, Trigger::Readable);
+    }
+
+    /// The worker is to wake when somebody writes to this event descriptor (eventfd(2)), which stays open until the sleep is
+    /// over. Nobody has to read it empty: what was written before the sleep before this one does not end this one.
+    pub fn signalled(&mut self, descriptor: RawFd) {
+        self.watch(descriptor, Trigger::Event);
+    }
+
+    fn watch(&mut self, descriptor: RawFd, trigger: Trigger) {
+        if self.descriptors.try_push(Watched { descriptor, trigger }).is_err() {
             self.unannounced(1);
         }
     }
@@ -223,18 +235,18 @@ mod tests {
     #[test]
     fn a_ring_before_the_sleep_ends_it() {
         let (reader, _writer) = std::io::pipe().unwrap();
-        for watch in kinds(&reader) {
+        for mut watch in kinds(&reader) {
             let bell = Bell::new();
             bell.lie_down();
             bell.ring();
-            assert!(is_short(|| bell.sleep(&watch, LONG)));
+            assert!(is_short(|| bell.sleep(&mut watch, LONG)));
         }
     }
 
     #[test]
     fn a_ring_during_the_sleep_ends_it() {
         let (reader, _writer) = std::io::pipe().unwrap();
-        for watch in kinds(&reader) {
+        for mut watch in kinds(&reader) {
             let bell = Arc::new(Bell::new());
             let ringer = Arc::clone(&bell);
             bell.lie_down();
@@ -242,7 +254,7 @@ mod tests {
                 thread::sleep(Duration::from_millis(20));
                 ringer.ring();
             });
-            assert!(is_short(|| bell.sleep(&watch, LONG)));
+            assert!(is_short(|| bell.sleep(&mut watch, LONG)));
             other.join().unwrap();
         }
     }
@@ -250,7 +262,7 @@ mod tests {
     #[test]
     fn a_ring_that_nobody_heard_does_not_end_a_later_sleep() {
         let (reader, _writer) = std::io::pipe().unwrap();
-        for watch in kinds(&reader) {
+        for mut watch in kinds(&reader) {
             let bell = Bell::new();
             bell.ring();
             bell.lie_down();
@@ -258,7 +270,7 @@ mod tests {
             bell.get_up();
             bell.lie_down();
             let start = Instant::now();
-            bell.sleep(&watch, Duration::from_millis(30));
+            bell.sleep(&mut watch, Duration::from_millis(30));
             assert!(start.elapsed() >= Duration::from_millis(30));
         }
     }
@@ -272,11 +284,11 @@ mod tests {
         assert!(watch.has_descriptors());
         bell.lie_down();
         let start = Instant::now();
-        bell.sleep(&watch, Duration::from_millis(20));
+        bell.sleep(&mut watch, Duration::from_millis(20));
         assert!(start.elapsed() >= Duration::from_millis(20), "nothing is readable");
         std::io::Write::write_all(&mut writer, b"x").unwrap();
         bell.lie_down();
-        assert!(is_short(|| bell.sleep(&watch, LONG)));
+        assert!(is_short(|| bell.sleep(&mut watch, LONG)));
     }
 
     #[test]

@@ -47,6 +47,7 @@ pub mod counters;
 pub mod idle;
 pub mod memory;
 mod os;
+mod poller;
 pub mod prefetch;
 pub mod publish;
 pub mod ring;

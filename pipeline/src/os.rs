@@ -1,6 +1,7 @@
 //! The calls to the operating system that the standard library lacks: a thread's timer slack and its cores, and the ways
 //! to sleep: on a futex, and on file descriptors, both to the nanosecond.
 
+use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 #[cfg(not(loom))]
@@ -8,8 +9,6 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
-
-use crate::bell::MAX_WATCHED;
 
 /// Asks that sleeps of the calling thread end on time, not up to 50 us late: by default Linux lets a timer of an
 /// ordinary thread slip by that much to save wake-ups, which is more than a whole nap. Says whether it took effect;
@@ -73,7 +72,7 @@ impl Futex {
     }
 }
 
-/// A descriptor that is readable after [`signal_event`] until [`clear_event`]; none if the process has no more of them.
+/// A descriptor for [`signal_event`]; none if the process has no more of them.
 #[allow(unsafe_code)]
 pub(crate) fn event_descriptor() -> Option<OwnedFd> {
     // SAFETY: takes two numbers and makes a descriptor, which is nobody else's.
@@ -83,35 +82,81 @@ pub(crate) fn event_descriptor() -> Option<OwnedFd> {
     }
 }
 
-/// Makes an event descriptor readable.
+/// Writes to an event descriptor.
 #[allow(unsafe_code)]
 pub(crate) fn signal_event(event: &OwnedFd) {
     let one = 1_u64;
-    // SAFETY: eight bytes are read from `one`. It fails only where the count is at its end: then it is readable.
+    // SAFETY: eight bytes are read from `one`. It fails only where the count is at its end, which is 2^64 writes away.
     unsafe { libc::write(event.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
 }
 
-/// Makes an event descriptor unreadable.
-#[allow(unsafe_code)]
-pub(crate) fn clear_event(event: &OwnedFd) {
-    let mut count = 0_u64;
-    // SAFETY: eight bytes are written to `count`. It fails, without waiting, only where there is nothing to clear.
-    unsafe { libc::read(event.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+/// What about a descriptor ends a sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trigger {
+    /// That it can be read.
+    Readable,
+    /// That it is written to, whether or not it could be read before.
+    Event,
 }
 
-/// Sleeps until one of the descriptors is readable or the time is over; may end for no reason. Says whether the first one
-/// is readable. A negative number stands for none.
+/// A list of descriptors that the kernel waits for; none if the process has no more of them.
 #[allow(unsafe_code)]
-pub(crate) fn poll_readable(descriptors: &[RawFd], most: Duration) -> bool {
-    let wanted = |&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let mut polled: ArrayVec<libc::pollfd, { MAX_WATCHED + 1 }> =
-        descriptors.iter().map(wanted).take(MAX_WATCHED + 1).collect();
-    let most = timespec(most);
-    // SAFETY: the kernel writes `revents` of as many entries as there are, and reads the time; no signal mask is given.
-    let ready = unsafe {
-        libc::ppoll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, &raw const most, ptr::null())
+pub(crate) fn event_list() -> Option<OwnedFd> {
+    // SAFETY: takes a number and makes a descriptor, which is nobody else's.
+    unsafe {
+        let descriptor = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+        (descriptor >= 0).then(|| OwnedFd::from_raw_fd(descriptor))
+    }
+}
+
+/// Puts a descriptor on a list, unless it stands there. Says whether it does now.
+#[allow(unsafe_code)]
+pub(crate) fn add_event(list: &OwnedFd, descriptor: RawFd, trigger: Trigger) -> bool {
+    let edge = if trigger == Trigger::Event { libc::EPOLLET } else { 0 };
+    let mut event = libc::epoll_event { events: (libc::EPOLLIN | edge) as u32, u64: descriptor as u64 };
+    // SAFETY: the kernel reads the event. With a number that is no descriptor it fails.
+    let added =
+        unsafe { libc::epoll_ctl(list.as_raw_fd(), libc::EPOLL_CTL_ADD, descriptor, &raw mut event) == 0 };
+    added || io::Error::last_os_error().raw_os_error() == Some(libc::EEXIST)
+}
+
+/// Takes a descriptor off a list; one that has been closed is off it already.
+#[allow(unsafe_code)]
+pub(crate) fn remove_event(list: &OwnedFd, descriptor: RawFd) {
+    // SAFETY: two numbers, and no event, which the kernel does not read here.
+    unsafe { libc::epoll_ctl(list.as_raw_fd(), libc::EPOLL_CTL_DEL, descriptor, ptr::null_mut()) };
+}
+
+/// Sleeps until something happens to a descriptor of the list or the time is over; may end for no reason. Gives the
+/// descriptors that something happened to, `N` at most.
+#[allow(unsafe_code)]
+pub(crate) fn wait_for_events<const N: usize>(list: &OwnedFd, most: Duration) -> ArrayVec<RawFd, N> {
+    let (list, time) = (list.as_raw_fd(), timespec(most));
+    let mut events = [libc::epoll_event { events: 0, u64: 0 }; N];
+    let (to, room) = (events.as_mut_ptr(), N as libc::c_int);
+    // SAFETY: the kernel writes as many events as there are and reads the time; no signal mask is given.
+    let mut ready = unsafe {
+        libc::syscall(
+            libc::SYS_epoll_pwait2,
+            list,
+            to,
+            room,
+            &raw const time,
+            ptr::null::<libc::sigset_t>(),
+            size_of::<u64>(),
+        )
     };
-    ready > 0 && polled.first().is_some_and(|first| first.revents != 0)
+    if ready < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS) {
+        // Linux before 5.11: the other call knows whole milliseconds only, so another one waits.
+        let mut polled = libc::pollfd { fd: list, events: libc::POLLIN, revents: 0 };
+        // SAFETY: the kernel writes one `revents`, reads the time, and then writes as many events as there are.
+        ready = unsafe {
+            libc::ppoll(&raw mut polled, 1, &raw const time, ptr::null());
+            libc::epoll_wait(list, to, room, 0).into()
+        };
+    }
+    let ready = usize::try_from(ready).unwrap_or(0);
+    events.iter().take(ready).map(|event| event.u64 as RawFd).collect()
 }
 
 fn timespec(time: Duration) -> libc::timespec {
@@ -119,6 +164,14 @@ fn timespec(time: Duration) -> libc::timespec {
         tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_nsec: libc::c_long::from(time.subsec_nanos() as i32),
     }
+}
+
+/// Makes the number of one descriptor another name of the file of the other.
+#[cfg(test)]
+#[allow(unsafe_code)]
+pub(crate) fn become_copy(one: &OwnedFd, other: &OwnedFd) {
+    // SAFETY: two descriptors that are open; the first is closed and opened again, which its owner cannot tell.
+    assert!(unsafe { libc::dup2(other.as_raw_fd(), one.as_raw_fd()) } >= 0);
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ impl<T: Task> Loop<T> {
             thread::sleep(time);
             return tsc::now().saturating_sub(start);
         }
-        self.watch = Watch::new();
+        self.watch.clear();
         // From here on whoever brings something rings; what was brought before, the task or the stop signal shows.
         self.context.bell.lie_down();
         let Self { task, watch, .. } = self;
@@ -151,7 +151,7 @@ impl<T: Task> Loop<T> {
         if armed.is_ok() && !self.watch.has_work() && !self.context.stop.is_asked() {
             let most = self.idle.longest_sleep(&mut self.watch);
             let start = tsc::now();
-            self.context.bell.sleep(&self.watch, most);
+            self.context.bell.sleep(&mut self.watch, most);
             slept = tsc::now().saturating_sub(start);
             self.idle.after_sleep(most, slept);
             self.context.status.counters.sleeps.add(1);

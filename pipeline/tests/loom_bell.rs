@@ -44,7 +44,7 @@ fn worker(bell: &Bell, queues: &[Arc<Queue>], wanted: usize) {
         if came() > done {
             bell.get_up();
         } else {
-            bell.sleep(&Watch::new(), LONG);
+            bell.sleep(&mut Watch::new(), LONG);
         }
     }
 }

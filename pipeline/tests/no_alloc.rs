@@ -65,7 +65,7 @@ fn batches_rings_snapshots_and_idling_allocate_nothing() {
     let mut subscriber = publisher.subscribe("w0");
     let mut idle =
         Idle::new(IdlePolicy::LastItem { max_added_latency: Duration::from_micros(5) }, Seat::take(None));
-    let bell = Bell::new();
+    let (bell, mut watch) = (Bell::new(), Watch::new());
     let histogram = Histogram::new();
     let mut batch = Batch::new();
     let mut passed = 0;
@@ -82,11 +82,11 @@ fn batches_rings_snapshots_and_idling_allocate_nothing() {
         histogram.record(batch.len() as u64, 1);
         batch.clear();
         bell.lie_down();
-        let mut watch = Watch::new();
+        watch.clear();
         watch.unannounced(100);
         watch.readable(-1);
         let most = idle.longest_sleep(&mut watch);
-        bell.sleep(&watch, most);
+        bell.sleep(&mut watch, most);
         idle.wants_sleep(0, 0, round);
         assert_eq!(calls(), before, "round {round}");
     }

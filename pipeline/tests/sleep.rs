@@ -3,8 +3,9 @@
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -151,6 +152,99 @@ fn a_sleeping_worker_passes_to_a_new_snapshot() {
         publisher.wait(version, SOON).unwrap();
     }
     assert!(worker.stop(Instant::now() + SOON).drained);
+}
+
+/// A device's queue that tells by an event descriptor while it is asked to, as memif's do.
+struct Queue {
+    came: AtomicU64,
+    is_asked: AtomicBool,
+    event: OwnedFd,
+}
+
+impl Queue {
+    #[allow(unsafe_code)]
+    fn new() -> Self {
+        // SAFETY: takes two numbers and makes a descriptor, which is nobody else's.
+        let event = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) };
+        Self { came: AtomicU64::new(0), is_asked: AtomicBool::new(false), event }
+    }
+
+    #[allow(unsafe_code)]
+    fn push(&self, count: u64) {
+        self.came.fetch_add(count, Ordering::SeqCst);
+        if self.is_asked.load(Ordering::SeqCst) {
+            let one = 1_u64;
+            // SAFETY: eight bytes are read from `one`.
+            unsafe { libc::write(self.event.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+        }
+    }
+}
+
+/// Takes what a queue has, some at a time.
+struct Taker {
+    queue: Arc<Queue>,
+    taken: Arc<AtomicU64>,
+}
+
+impl Taker {
+    fn waiting(&self) -> u64 {
+        self.queue.came.load(Ordering::SeqCst) - self.taken.load(Ordering::Relaxed)
+    }
+}
+
+impl Task for Taker {
+    fn round(&mut self) -> Round {
+        let items = self.waiting().min(64);
+        self.taken.fetch_add(items, Ordering::Relaxed);
+        Round { items: items as usize, ..Round::default() }
+    }
+
+    fn arm(&mut self, watch: &mut Watch) {
+        self.queue.is_asked.store(true, Ordering::SeqCst);
+        if self.waiting() > 0 {
+            watch.work();
+        } else {
+            watch.signalled(self.queue.event.as_raw_fd());
+        }
+    }
+
+    fn disarm(&mut self) {
+        self.queue.is_asked.store(false, Ordering::SeqCst);
+    }
+
+    fn drain(&mut self) -> bool {
+        self.round();
+        self.waiting() == 0
+    }
+
+    fn recover(&mut self) {}
+}
+
+#[test]
+fn a_worker_with_a_device_becomes_idle_again_after_load() {
+    for policy in RINGING {
+        let (queue, taken) = (Arc::new(Queue::new()), Arc::new(AtomicU64::new(0)));
+        let task = Taker { queue: Arc::clone(&queue), taken: Arc::clone(&taken) };
+        let worker = Worker::spawn(WorkerOptions::new("taker", None, policy), move || task).unwrap();
+        for _ in 0..3 {
+            // At times faster than it takes, at times so slow that it sleeps between.
+            for burst in 0..2000 {
+                queue.push(256);
+                if burst % 100 == 0 {
+                    thread::sleep(Duration::from_micros(300));
+                }
+            }
+            let came = queue.came.load(Ordering::SeqCst);
+            until(|| taken.load(Ordering::Relaxed) == came);
+            for one in 1..=5 {
+                until_asleep(&worker);
+                queue.push(1);
+                until(|| taken.load(Ordering::Relaxed) == came + one);
+            }
+        }
+        until_asleep(&worker);
+        assert!(worker.stop(Instant::now() + SOON).drained);
+    }
 }
 
 /// Has no input but its bell.

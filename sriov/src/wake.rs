@@ -15,8 +15,9 @@ pub enum Wake {
     Now,
     /// When this descriptor is readable, packets wait. It stays open as long as the queue is not used otherwise.
     Readable(RawFd),
-    /// As `Readable`, but hardly ever it might not be told: look again before long.
-    Mostly(RawFd),
+    /// When this event descriptor (eventfd(2)) is written to, packets have come. Nobody has to read it empty, and it stays open
+    /// as long as the queue is not used otherwise. Hardly ever it might not be written to: look again before long.
+    Signalled(RawFd),
     /// Nobody is at the other end: look again before long.
     Unconnected,
     /// No packet will ever come.
@@ -72,7 +73,7 @@ impl Teller {
             Self::Silent => Wake::Silent,
             // SAFETY: the queue was found when the device had been started, which is open as long as we are.
             Self::Memif(queue) => match unsafe { sys::fb_memif_arm(queue) } {
-                descriptor if descriptor >= 0 => Wake::Mostly(descriptor),
+                descriptor if descriptor >= 0 => Wake::Signalled(descriptor),
                 error if error == -libc::EAGAIN => Wake::Now,
                 _ => Wake::Unconnected,
             },

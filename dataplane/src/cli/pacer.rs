@@ -2,8 +2,9 @@
 //! long each takes to come back through another device.
 //!
 //! Each packet carries the time of its sending in its last bytes, which no encapsulation touches; both times are read from
-//! the time-stamp counter on one core. It sends until its standard input ends, waits for what is still on its way, and
-//! writes what it measured as one line of JSON.
+//! the time-stamp counter on one core. While somebody else has that core, nothing can be measured: packets that were on
+//! their way then are counted, but their latency is not. It sends until its standard input ends, waits for what is still
+//! on its way, and writes what it measured as one line of JSON.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +27,8 @@ use super::generator::{
 const POOL_PACKETS: u32 = 8191;
 /// At first nothing is measured: caches, averages and the other side settle.
 const WARM_UP: Duration = Duration::from_millis(300);
+/// A turn takes a microsecond, one that wakes the other side some ten: whose turn takes longer did not have its core.
+const TURN: Duration = Duration::from_micros(30);
 /// How long the last packets may take to come back.
 const RETURN_PATIENCE: Duration = Duration::from_millis(300);
 /// The time of sending, and what kind of packet it is.
@@ -121,13 +124,17 @@ fn pace(args: &PacerArgs) -> Result<(), GeneratorError> {
         sent: 0,
         received: 0,
         refused: 0,
+        unjudged: 0,
+        turn: tsc::from_duration(TURN),
+        turned_at: tsc::now(),
+        away_until: 0,
     };
     let start = tsc::now();
     let measured_from = start + tsc::from_duration(WARM_UP);
     let mut next = start;
     while !stop.load(Ordering::Relaxed) {
         pacer.take_back();
-        let now = tsc::now();
+        let now = pacer.turned_at;
         if args.saturate {
             pacer.send(args.burst, now >= measured_from);
         } else if let Some(interval) = interval
@@ -162,6 +169,12 @@ struct Pacer<'a> {
     received: u64,
     /// Packets that the device had no room for.
     refused: u64,
+    /// Packets that were on their way while somebody else had the core.
+    unjudged: u64,
+    /// The longest turn, when the last one ended, and until when somebody else had the core; time-stamp cycles.
+    turn: u64,
+    turned_at: u64,
+    away_until: u64,
 }
 
 impl Pacer<'_> {
@@ -185,6 +198,7 @@ impl Pacer<'_> {
                 fill(packet, frame, kind);
             }
             let sent = self.transmit.transmit(&mut self.outgoing);
+            self.end_turn();
             if is_measured {
                 self.sent += sent as u64;
                 self.refused += (now - sent) as u64;
@@ -194,12 +208,23 @@ impl Pacer<'_> {
         }
     }
 
+    /// Sees whether it had the core since the last turn.
+    fn end_turn(&mut self) {
+        let now = tsc::now();
+        if now.saturating_sub(self.turned_at) > self.turn {
+            self.away_until = now;
+        }
+        self.turned_at = now;
+    }
+
     /// Takes what has come back.
     fn take_back(&mut self) {
-        if self.receive.receive(&mut self.incoming) == 0 {
+        let received = self.receive.receive(&mut self.incoming);
+        self.end_turn();
+        if received == 0 {
             return;
         }
-        let now = tsc::now();
+        let now = self.turned_at;
         for packet in self.incoming.drain() {
             let Some((at, kind)) = stamp(packet.data()) else { continue };
             let histogram = match kind {
@@ -207,7 +232,11 @@ impl Pacer<'_> {
                 REST_OF_BURST => &self.rest,
                 _ => continue,
             };
-            histogram.record(tsc::to_ns(now.saturating_sub(at)), 1);
+            if at < self.away_until {
+                self.unjudged += 1;
+            } else {
+                histogram.record(tsc::to_ns(now.saturating_sub(at)), 1);
+            }
             self.received += 1;
         }
     }
@@ -217,6 +246,7 @@ impl Pacer<'_> {
             sent: self.sent,
             received: self.received,
             refused: self.refused,
+            unjudged: self.unjudged,
             elapsed_ns,
             first_ns: self.first.snapshot(),
             rest_ns: self.rest.snapshot(),

@@ -69,8 +69,8 @@ impl Receive {
             match queue.arm() {
                 Wake::Now => watch.work(),
                 Wake::Readable(descriptor) => watch.readable(descriptor),
-                Wake::Mostly(descriptor) => {
-                    watch.readable(descriptor);
+                Wake::Signalled(descriptor) => {
+                    watch.signalled(descriptor);
                     watch.at_most(CERTAINTY_INTERVAL);
                 }
                 Wake::Unconnected => watch.at_most(ARRIVAL_INTERVAL),

@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <stdint.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <rte_ethdev.h>
 #include <rte_interrupts.h>
@@ -123,7 +122,7 @@ static int has_work(const struct ring *ring, const struct queue *queue)
 	return __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE) != queue->last_tail;
 }
 
-/* Asks the sender to tell. Returns the descriptor that is readable when it has, -EAGAIN where something has come already,
+/* Asks the sender to tell. Returns the descriptor that is written to when it does, -EAGAIN where something has come already,
  * -ENOTCONN where there is no sender.
  *
  * A sender moves the ring's end and then reads the flag, with nothing between them that keeps the two in order: it can
@@ -147,20 +146,14 @@ int fb_memif_arm(const struct fb_memif_queue *found)
 	return descriptor;
 }
 
-/* Asks the sender not to tell any more, and forgets what it told. */
+/* Asks the sender not to tell any more. What it told stays in its descriptor: who waits for that to be written to needs
+ * no reading. */
 void fb_memif_disarm(const struct fb_memif_queue *found)
 {
-	const struct queue *queue = found->queue;
-	struct ring *ring = ring_of(found->device, queue);
-	int descriptor = rte_intr_fd_get(queue->interrupt);
-	uint64_t told;
+	struct ring *ring = ring_of(found->device, found->queue);
 
-	if (ring == NULL || descriptor < 0)
-		return;
-	__atomic_store_n(&ring->flags, FLAG_MASK_INTERRUPT, __ATOMIC_RELAXED);
-	/* Does not wait; with nothing told it fails, which is as good. */
-	if (read(descriptor, &told, sizeof(told)) < 0)
-		return;
+	if (ring != NULL)
+		__atomic_store_n(&ring->flags, FLAG_MASK_INTERRUPT, __ATOMIC_RELAXED);
 }
 
 #else

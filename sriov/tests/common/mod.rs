@@ -102,6 +102,14 @@ pub fn is_readable(descriptor: i32) -> bool {
     (unsafe { libc::poll(&raw mut polled, 1, 0) }) == 1
 }
 
+/// How often an event descriptor was written to since the last time.
+pub fn writes(descriptor: i32) -> u64 {
+    let mut count = 0_u64;
+    // SAFETY: eight bytes are written to `count`; it does not wait, and fails where there is nothing to read.
+    unsafe { libc::read(descriptor, (&raw mut count).cast(), size_of::<u64>()) };
+    count
+}
+
 /// Whether it becomes true before patience ends.
 pub fn wait_until(mut is_so: impl FnMut() -> bool) -> bool {
     let begin = Instant::now();
