@@ -1,8 +1,9 @@
-//! Whether a worker had its core to itself. The time-stamp counter runs on while another thread has the core, so on a
+//! How much of the processors' time a daemon had, and whether a worker had its core to itself. The time-stamp counter runs on while another thread has the core, so on a
 //! shared machine cycles per packet contain the others' time; the kernel's own account tells how much.
 
 use std::collections::HashMap;
 use std::fs;
+use std::time::Duration;
 
 /// Nanoseconds that each thread of a process has run for, by thread name. Empty where the kernel keeps no such account;
 /// threads of the same name are one.
@@ -27,6 +28,22 @@ fn account(process_id: u32, place: usize) -> HashMap<String, u64> {
         }
     }
     threads
+}
+
+/// The kernel counts the time of a process in hundredths of a second (`USER_HZ`), on every architecture that we know.
+const TICK: Duration = Duration::from_millis(10);
+
+/// How long a process has run for but for the threads of these names: the time of threads that have ended is in it. `None`
+/// where the kernel does not tell.
+pub(crate) fn without_threads(process_id: u32, names: &[String]) -> Option<Duration> {
+    let threads = of_threads(process_id);
+    let without: u64 = names.iter().map(|name| threads.get(name).copied()).sum::<Option<u64>>()?;
+    let text = fs::read_to_string(format!("/proc/{process_id}/stat")).ok()?;
+    // Behind the name, which may contain anything, from the third field on: proc_pid_stat(5).
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u32>().ok();
+    let whole = TICK * (ticks()? + ticks()?);
+    Some(whole.saturating_sub(Duration::from_nanos(without)))
 }
 
 /// The share of `elapsed_ns` that a thread ran for between two accounts; `None` where either does not know it.
@@ -54,7 +71,7 @@ pub(crate) fn warning(share: f64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use super::*;
 
@@ -79,6 +96,22 @@ mod tests {
         drop(go);
         spinner.join().unwrap();
         assert!(ran.is_some_and(|share| share > 0.0 && share <= 1.0), "{ran:?}");
+    }
+
+    #[test]
+    fn a_process_runs_for_longer_than_without_its_threads() {
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        let begun = Instant::now();
+        let whole = || without_threads(std::process::id(), &[]).unwrap();
+        let before = whole();
+        while whole() < before + 3 * TICK && begun.elapsed() < Duration::from_secs(20) {}
+        assert!(whole() >= before + 3 * TICK);
+        // The kernel keeps 15 bytes of a thread's name.
+        let name = name.chars().take(15).collect::<String>();
+        let without = without_threads(std::process::id(), &[name]).unwrap();
+        assert!(without <= whole());
+        assert_eq!(without_threads(std::process::id(), &["no such thread".to_owned()]), None);
+        assert_eq!(without_threads(u32::MAX, &[]), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use forebay_api::v1;
 
 use crate::changes::{self, Changes, MOST_STREAMED, Turns};
+use crate::cpu_time;
 use crate::daemon::{Daemon, Messages, Setup};
 use crate::error::BenchError;
 use crate::machine::{self, Machine};
@@ -35,6 +36,8 @@ const STRIDE: u64 = 999_983;
 #[derive(Clone, Debug)]
 pub(crate) struct UpdateRun {
     pub load: Duration,
+    /// Processor time that the daemon's control side took for that, where the kernel tells.
+    pub load_cpu: Option<Duration>,
     pub replace: Duration,
     /// What the daemon had grown by after the table was loaded and nothing had changed for a while.
     pub table_bytes: u64,
@@ -44,6 +47,8 @@ pub(crate) struct UpdateRun {
     pub changes: Changes,
     /// And as fast as possible.
     pub streamed: Changes,
+    /// Processor time that the daemon's control side took for that.
+    pub streamed_cpu: Option<Duration>,
     /// Packets while nothing changed, while the table was replaced, and while single rules changed in the one way and in
     /// the other.
     pub idle: Run,
@@ -79,7 +84,9 @@ pub(crate) fn run(plan: &UpdatePlan) -> Result<String, BenchError> {
 async fn measure(plan: &UpdatePlan, daemon: &Daemon) -> Result<UpdateRun, BenchError> {
     let scenario = plan.scenario;
     let before = memory::resident(daemon.process_id())?;
+    let cpu = ControlTime::begin(daemon).await?;
     let load = load(daemon, scenario, 0).await?;
+    let load_cpu = cpu.end(daemon);
     let idle = path::measure(&scenario, plan.duration, daemon).await?;
     let after = memory::resident(daemon.process_id())?;
     let table_bytes = after.bytes.saturating_sub(before.bytes);
@@ -95,15 +102,19 @@ async fn measure(plan: &UpdatePlan, daemon: &Daemon) -> Result<UpdateRun, BenchE
     let turns = Turns::new(STREAMED_TTLS.map(|ttl| streamed_rules(scenario, ttl)));
     tokio::time::sleep(path::WARM_UP).await;
     let watch = Watch::begin(daemon).await?;
+    let cpu = ControlTime::begin(daemon).await?;
     let streamed = changes::unpaced(daemon, turns, plan.duration).await?;
+    let streamed_cpu = cpu.end(daemon);
     let streaming = watch.end(daemon, &scenario).await?;
     Ok(UpdateRun {
         load,
+        load_cpu,
         replace,
         table_bytes,
         load_peak_bytes,
         changes,
         streamed,
+        streamed_cpu,
         idle,
         replacing,
         changing,
@@ -155,6 +166,27 @@ fn with_ttl(mut rule: v1::Rule, ttl: u32) -> v1::Rule {
         forward.ttl = Some(ttl);
     }
     rule
+}
+
+/// The processor time of a daemon but for its workers, from one moment on. On a small machine the harness and the daemon's
+/// control side share a core, and what else runs there lengthens every duration, but hardly this.
+struct ControlTime {
+    workers: Vec<String>,
+    before: Option<Duration>,
+}
+
+impl ControlTime {
+    async fn begin(daemon: &Daemon) -> Result<Self, BenchError> {
+        let workers: Vec<_> =
+            daemon.pipeline().await?.workers.into_iter().map(|worker| worker.name).collect();
+        let before = cpu_time::without_threads(daemon.process_id(), &workers);
+        Ok(Self { workers, before })
+    }
+
+    fn end(self, daemon: &Daemon) -> Option<Duration> {
+        let after = cpu_time::without_threads(daemon.process_id(), &self.workers)?;
+        Some(after.saturating_sub(self.before?))
+    }
 }
 
 /// What happens to packets from one moment to another.
