@@ -167,7 +167,7 @@ fn timespec(time: Duration) -> libc::timespec {
 }
 
 /// Makes the number of one descriptor another name of the file of the other.
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 #[allow(unsafe_code)]
 pub(crate) fn become_copy(one: &OwnedFd, other: &OwnedFd) {
     // SAFETY: two descriptors that are open; the first is closed and opened again, which its owner cannot tell.
