@@ -15,7 +15,7 @@ use forebay_dpdk_sys as sys;
 use parking_lot::Mutex;
 
 use crate::error::{EalError, words};
-use crate::hugepages::Hugepages;
+use crate::hugepages::{self, Hugepages};
 
 /// How EAL is to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +70,8 @@ impl Eal {
             State::NotStarted => {}
         }
         check(options)?;
+        // Until EAL has taken its memory, so that nobody else counts the same pages as free.
+        let _turn = hugepages::take_turn();
         let hugepages = options.hugepages.decide(options.memory_mib)?;
         let begin = Instant::now();
         let eal = match init(&arguments(options, hugepages)) {

@@ -1,5 +1,6 @@
 //! How many huge pages the machine has to give, and whether to use them.
 
+use std::fs::File;
 use std::path::Path;
 use std::{fs, io};
 
@@ -52,6 +53,18 @@ impl Hugepages {
     }
 }
 
+/// Waits until no other process of ours stands between counting the free pages and taking them; the next one may go on once
+/// the file is dropped. `None` where there is nothing to wait for.
+pub(crate) fn take_turn() -> Option<File> {
+    take_turn_at(Path::new(SYSFS))
+}
+
+fn take_turn_at(folder: &Path) -> Option<File> {
+    let folder = File::open(folder).ok()?;
+    folder.lock().ok()?;
+    Some(folder)
+}
+
 fn page_sizes(sysfs: &Path) -> io::Result<Vec<PageSize>> {
     let mut sizes = Vec::new();
     for folder in fs::read_dir(sysfs)? {
@@ -70,6 +83,20 @@ fn page_sizes(sysfs: &Path) -> io::Result<Vec<PageSize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    #[test]
+    fn one_at_a_time_counts_and_takes_pages() {
+        let take = || take_turn_at(Path::new(env!("CARGO_MANIFEST_DIR")));
+        let turn = take().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let other = std::thread::spawn(move || sender.send(take().is_some()).unwrap());
+        assert!(receiver.recv_timeout(Duration::from_millis(50)).is_err(), "the other one waits");
+        drop(turn);
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(10)), Ok(true));
+        other.join().unwrap();
+    }
 
     const SIZES: [PageSize; 2] =
         [PageSize { kib: 2048, total: 100, free: 32 }, PageSize { kib: 1_048_576, total: 1, free: 0 }];
