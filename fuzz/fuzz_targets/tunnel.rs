@@ -7,7 +7,7 @@ use forebay_dataplane::rules::key::KEY_WORDS;
 use forebay_dataplane::rules::pattern::ingress_words;
 use forebay_dataplane::rules::rule::Opaque;
 use forebay_dataplane::wire::frame::{Fragment, Frame, Network, WINDOW_BYTES};
-use forebay_dataplane::wire::vxlan::{self, Patch, Template};
+use forebay_dataplane::wire::vxlan::{self, Checksum, Patch, Template};
 use forebay_dataplane::wire::{UDP_BYTES, be16, checksum, protocol};
 use libfuzzer_sys::fuzz_target;
 use std::net::IpAddr;
@@ -51,9 +51,9 @@ fn encapsulate(inner: &[u8], vni: u32) {
         let template = Template::new([2, 0, 0, 0, 0, 1], source, remote, vni, 64, 46).expect("one family");
         let ecn = inner.first().map_or(0, |byte| byte & 3);
         let flow_hash = vni.wrapping_mul(0x9e37_79b9);
-        let inner_sum = checksum::add(0, inner);
+        let checksum = Checksum::Sum(checksum::add(0, inner));
         let patch =
-            Patch { next_hop: [2, 0, 0, 0, 0, 2], inner_bytes: inner.len(), ecn, flow_hash, inner_sum };
+            Patch { next_hop: [2, 0, 0, 0, 0, 2], inner_bytes: inner.len(), ecn, flow_hash, checksum };
         let mut bytes = vec![0xaa; template.len()];
         match source {
             IpAddr::V4(_) => {
