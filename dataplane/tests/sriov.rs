@@ -10,7 +10,7 @@ const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const GUEST: &str = "scripts/sriov-guest";
 
 /// Several times what it takes on two busy cores.
-const LIMIT_SECONDS: &str = "240";
+const LIMIT_SECONDS: &str = "330";
 
 fn guest() -> Command {
     let mut guest = Command::new(GUEST);
