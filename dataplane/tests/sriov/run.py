@@ -153,26 +153,24 @@ class KernelTenant:
     """The independent peer: the kernel's VXLAN device over a PF, in the guest's own namespace."""
 
     def __init__(self, root, peer):
-        self.namespace = root
+        self.namespace, self.peer = root, peer
         self.v4, self.mac = ADDRESS["vm3"], TENANT_MAC["vm3"]
         # The PF's MTU stays: its driver would reset the NIC, and the VFs with it.
         run("ip", "address", "add", f"{UNDERLAY['kernel']}/24", "dev", "nic1")
-        run("ip", "link", "add", "vx100", "address", self.mac, "type", "vxlan", "id", VNI, "dstport", 4789,
-            "local", UNDERLAY["kernel"], "remote", UNDERLAY["host-a"], "dev", "nic1")
-        run("ip", "link", "set", "vx100", "up", "addrgenmode", "none")
-        run("ip", "address", "add", f"{self.v4}/24", "dev", "vx100")
-        # Host A's rules know no broadcasts, so nobody would answer its ARP.
-        run("ip", "neighbour", "replace", peer.v4, "lladdr", peer.mac, "dev", "vx100", "nud", "permanent")
-        self.peer = peer
+        self._add_device(UNDERLAY)
 
     def move_to_ipv6(self):
         """The same device with its tunnel over IPv6; what comes without a right checksum, the kernel drops."""
         run("ip", "address", "replace", f"{UNDERLAY_V6['kernel']}/64", "dev", "nic1", "nodad")
         run("ip", "link", "del", "vx100")
+        self._add_device(UNDERLAY_V6, "noudp6zerocsumrx", "noudp6zerocsumtx")
+
+    def _add_device(self, underlay, *words):
         run("ip", "link", "add", "vx100", "address", self.mac, "type", "vxlan", "id", VNI, "dstport", 4789,
-            "local", UNDERLAY_V6["kernel"], "remote", UNDERLAY_V6["host-a"], "dev", "nic1", "noudp6zerocsumrx", "noudp6zerocsumtx")
+            "local", underlay["kernel"], "remote", underlay["host-a"], "dev", "nic1", *words)
         run("ip", "link", "set", "vx100", "up", "addrgenmode", "none")
         run("ip", "address", "add", f"{self.v4}/24", "dev", "vx100")
+        # Host A's rules know no broadcasts, so nobody would answer its ARP.
         run("ip", "neighbour", "replace", self.peer.v4, "lladdr", self.peer.mac, "dev", "vx100", "nud", "permanent")
 
 
